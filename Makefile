@@ -1,0 +1,57 @@
+# `make demo` and `make test` work from a fresh clone with Python >= 3.11 and make alone.
+# Another interpreter:  make test PYTHON=python3.12 VENV=.venv312
+
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.installed  ## write text with the bundled model
+	$(VENV)/bin/mamba-np generate "Once upon a time"
+
+test: $(VENV)/.installed-test  ## run the tests; options for pytest: make test ARGS="-k cache"
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-lint  ## style, types, imports and the repository's own gates
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --venvpath $(dir $(abspath $(VENV))) mamba_np tools
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python tools/check.py
+
+format: $(VENV)/.installed-lint  ## let ruff rewrite what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:  ## remove the environment and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environment: a stamp for each set of packages, renewed when pyproject.toml changes ----
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet -e ".[$*]"
+	@touch $@
+
+# Candidates are run, not only looked up: some names exist and lead to no usable Python.
+$(VENV)/bin/python:
+	@for python in "$(PYTHON)" python3 python python3.14 python3.13 python3.12 python3.11; do \
+	    if [ -n "$$python" ] && "$$python" -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))" \
+	            2>/dev/null; then \
+	        echo "making $(VENV) with $$("$$python" -c 'import sys; print("Python", sys.version.split()[0])')"; \
+	        exec "$$python" -m venv $(VENV); \
+	    elif [ -n "$$python" ] && [ "$$python" = "$(PYTHON)" ]; then break; \
+	    fi; \
+	done; \
+	echo "Python 3.11 or newer, with its venv module, is needed: found none$${PYTHON:+ as PYTHON=$$PYTHON}." >&2; \
+	echo "On Debian and Ubuntu: apt install python3-venv. Elsewhere: https://www.python.org/downloads" >&2; \
+	echo "If it has another name, say so: make PYTHON=/path/to/python3" >&2; \
+	exit 1

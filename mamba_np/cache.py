@@ -1,0 +1,198 @@
+"""MambaCache: all that a model remembers of what it has read, in a size that never grows.
+
+For each block the cache holds the last K inputs of the convolution and the state h. Outside, they
+are (B, E, K) and (B, E, N) as transformers has them; inside, channels come last, the order in
+which an engine streams through them. The outside arrays are views: writing to them works.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import MambaConfig
+from .errors import CacheError
+from .files import replacing, require_regular_file
+from .params import as_dtype, compute_dtype
+from .reference import State
+
+FILE_FORMAT = "mamba_np.cache.1"
+
+
+class MambaCache:
+    """The recurrent state of every block for a batch of sequences.
+
+    ``dtype`` is float32 or float64; a 16-bit name means the float32 that such models compute in.
+    A new cache is all zeros: nothing has been read.
+    """
+
+    def __init__(
+        self,
+        config: MambaConfig,
+        batch_size: int = 1,
+        dtype: Any = np.float32,
+        *,
+        fingerprint: str | None = None,
+    ):
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise CacheError(f"batch_size: expected a positive integer, found {batch_size!r}")
+        shape = (config.num_hidden_layers, batch_size)
+        E, dtype = config.intermediate_size, compute_dtype(as_dtype(dtype))
+        self._conv = np.zeros((*shape, config.conv_kernel, E), dtype)
+        self._ssm = np.zeros((*shape, config.state_size, E), dtype)
+        self.fingerprint = fingerprint
+        """Which model filled this cache, or None while no model has."""
+
+    @classmethod
+    def _of(cls, conv: NDArray, ssm: NDArray, fingerprint: str | None) -> "MambaCache":
+        cache = cls.__new__(cls)
+        cache._conv, cache._ssm, cache.fingerprint = conv, ssm, fingerprint
+        return cache
+
+    @property
+    def conv_states(self) -> list[NDArray]:
+        """Per block, the last K inputs of the convolution, oldest first: (B, E, K) views."""
+        return list(self._conv.swapaxes(2, 3))
+
+    @property
+    def ssm_states(self) -> list[NDArray]:
+        """Per block, the state h after the last token: (B, E, N) views."""
+        return list(self._ssm.swapaxes(2, 3))
+
+    @property
+    def batch_size(self) -> int:
+        """How many sequences the cache holds."""
+        return self._ssm.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the states: float32 or float64."""
+        return self._ssm.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the states in bytes; it does not depend on how much has been read."""
+        return self._conv.nbytes + self._ssm.nbytes
+
+    def __repr__(self) -> str:
+        blocks, rows, N, E = self._ssm.shape
+        return f"MambaCache({blocks} blocks, batch_size={rows}, E={E}, N={N}, {self.dtype})"
+
+    # --- the same states elsewhere -------------------------------------------------------------
+
+    def copy(self) -> "MambaCache":
+        """Return a cache with states of its own: both can go on in different directions."""
+        return self._of(self._conv.copy(), self._ssm.copy(), self.fingerprint)
+
+    def select(self, rows: Any) -> "MambaCache":
+        """Return a new cache with the given rows of the batch, in that order; rows may repeat.
+
+        ``rows`` is a sequence of integers or a boolean mask over the batch. Raises CacheError for
+        a row that does not exist, or for no rows at all.
+        """
+        index = np.atleast_1d(np.asarray(rows))
+        try:
+            chosen = np.arange(self.batch_size)[index]
+        except IndexError as error:
+            raise CacheError(f"rows: expected rows 0 to {self.batch_size - 1}: {error}") from None
+        if chosen.size == 0 or chosen.ndim != 1:
+            raise CacheError(f"rows: expected a list of at least one row, found {rows!r}")
+        return self._of(self._conv[:, chosen], self._ssm[:, chosen], self.fingerprint)
+
+    def reset(self) -> None:
+        """Forget everything, in place: as if nothing had been read."""
+        self._conv[:] = 0
+        self._ssm[:] = 0
+
+    # --- files ---------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the states to a safetensors file, whole or not at all.
+
+        The tensors are ``conv_states`` (blocks, B, E, K) and ``ssm_states`` (blocks, B, E, N).
+        """
+        from safetensors.numpy import save_file
+
+        tensors = {
+            "conv_states": np.ascontiguousarray(self._conv.swapaxes(2, 3)),
+            "ssm_states": np.ascontiguousarray(self._ssm.swapaxes(2, 3)),
+        }
+        metadata = {"format": FILE_FORMAT, "fingerprint": self.fingerprint or ""}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "MambaCache":
+        """Read a file that ``save`` wrote.
+
+        Raises FileMissingError if there is none, CacheError naming the file if it is damaged or
+        holds something else. Whether it fits a model is checked when the model is called.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = require_regular_file(path)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                conv, ssm = (file.get_tensor(name) for name in ("conv_states", "ssm_states"))
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise CacheError(f"{path}: expected a saved MambaCache: {error}") from None
+        _check_loaded(path, metadata, conv, ssm)
+        conv, ssm = (np.ascontiguousarray(state.swapaxes(2, 3)) for state in (conv, ssm))
+        return cls._of(conv, ssm, metadata.get("fingerprint") or None)
+
+    # --- for the model -------------------------------------------------------------------------
+
+    def read(self) -> list[State]:
+        """Return the state of each block, as views."""
+        return [State(*pair) for pair in zip(self.conv_states, self.ssm_states, strict=True)]
+
+    def write(self, states: list[State], first: int = 0) -> None:
+        """Replace the states of the blocks from ``first`` on, in place."""
+        for i, (window, h) in enumerate(states, start=first):
+            self._conv[i] = window.swapaxes(1, 2)
+            self._ssm[i] = h.swapaxes(1, 2)
+
+    def check(
+        self, config: MambaConfig, batch_size: int, dtype: np.dtype, fingerprint: str | None = None
+    ) -> None:
+        """Raise CacheError unless this cache fits the model and batch of a call."""
+        sizes = (config.num_hidden_layers, batch_size)
+        E, K, N = config.intermediate_size, config.conv_kernel, config.state_size
+        for name, found, expected in (
+            ("conv_states", self._conv, (*sizes, K, E)),
+            ("ssm_states", self._ssm, (*sizes, N, E)),
+        ):
+            if found.shape != expected:
+                shapes = [(s[0], s[1], s[3], s[2]) for s in (expected, found.shape)]
+                raise CacheError(
+                    f"cache_params.{name}: expected (blocks, B, E, ...) = {shapes[0]} for this "
+                    f"model and batch, found {shapes[1]}"
+                )
+        if self.dtype != dtype:
+            raise CacheError(f"cache_params: expected states of {dtype}, found {self.dtype}")
+        if None not in (fingerprint, self.fingerprint) and fingerprint != self.fingerprint:
+            raise CacheError(
+                f"cache_params: expected the state of this model ({fingerprint}), found that of "
+                f"another one ({self.fingerprint})"
+            )
+
+
+def _check_loaded(path, metadata: dict[str, str], conv: NDArray, ssm: NDArray) -> None:
+    if metadata.get("format") != FILE_FORMAT:
+        found = metadata.get("format")
+        raise CacheError(f"{path}: expected the format {FILE_FORMAT!r}, found {found!r}")
+    fits = conv.ndim == ssm.ndim == 4 and conv.shape[:2] == ssm.shape[:2]
+    if not fits or conv.shape[2] != ssm.shape[2] or 0 in conv.shape + ssm.shape:
+        raise CacheError(
+            f"{path}: expected conv_states (blocks, B, E, K) and ssm_states (blocks, B, E, N), "
+            f"found {conv.shape} and {ssm.shape}"
+        )
+    if conv.dtype != ssm.dtype or conv.dtype not in (np.float32, np.float64):
+        raise CacheError(
+            f"{path}: expected float32 or float64 states, found {conv.dtype} and {ssm.dtype}"
+        )
+    for name, state in (("conv_states", conv), ("ssm_states", ssm)):
+        if not np.isfinite(state).all():
+            raise CacheError(f"{path}: {name}: expected finite numbers, found NaN or infinity")

@@ -1,0 +1,214 @@
+"""The maths of Mamba, once.
+
+Each function takes floats or arrays that broadcast, and keeps their dtype. Called on arrays they
+are the NumPy reference; a compiler can inline the same text into a kernel. Nothing here loops,
+allocates on purpose or knows a layout.
+
+Symbols are the paper's (Gu & Dao 2023): ``delta`` is the step size, ``A, B, C, D`` the state space
+parameters, ``h`` the state, ``x`` the input at the same position.
+"""
+
+import math
+
+import numpy as np
+
+# Typed, so that a compiler keeps float32 arithmetic in float32; NumPy widens them for float64.
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+SOFTPLUS_THRESHOLD = np.float32(20)  # above it, softplus(x) - x < 2.1e-9; torch returns x itself
+
+# Constants with more digits than float32 holds are Python floats: NumPy rounds them to the
+# dtype of the array they meet.
+SQRT_HALF = math.sqrt(0.5)
+GELU_TANH_SCALE = math.sqrt(2 / math.pi)
+GELU_TANH_CUBIC = 0.044715
+QUICK_GELU_SCALE = 1.702
+
+
+# --- elementary functions: the only names a compiler has to provide -------------------------
+
+
+def exp(x):
+    """Return e**x."""
+    return np.exp(x)
+
+
+def expm1(x):
+    """Return e**x - 1, exact for small x."""
+    return np.expm1(x)
+
+
+def log1p(x):
+    """Return log(1 + x), exact for small x."""
+    return np.log1p(x)
+
+
+def tanh(x):
+    """Return the hyperbolic tangent."""
+    return np.tanh(x)
+
+
+def sqrt(x):
+    """Return the square root."""
+    return np.sqrt(x)
+
+
+_erf_of_each = np.frompyfunc(math.erf, 1, 1)
+
+
+def erf(x):
+    """Return the error function. NumPy has none: the C library's is called for each element."""
+    x = np.asarray(x)
+    return np.asarray(_erf_of_each(x), dtype=np.float64).astype(x.dtype)
+
+
+def where(condition, x, y):
+    """Return x where the condition holds, else y."""
+    return np.where(condition, x, y)
+
+
+# --- activations ----------------------------------------------------------------------------
+
+
+def sigmoid(x):
+    """Return 1 / (1 + e**-x), written so that no exponential overflows."""
+    e = exp(-abs(x))
+    return where(x >= ZERO, ONE, e) / (ONE + e)
+
+
+def silu(x):
+    """Return x * sigmoid(x), also called swish."""
+    return x * sigmoid(x)
+
+
+def softplus(x):
+    """Return log(1 + e**x), and x itself above 20 as torch and mamba-ssm do."""
+    return where(x > SOFTPLUS_THRESHOLD, x, log1p(exp(np.minimum(x, SOFTPLUS_THRESHOLD))))
+
+
+def relu(x):
+    """Return max(x, 0)."""
+    return np.maximum(x, ZERO)
+
+
+def relu2(x):
+    """Return max(x, 0) squared."""
+    return relu(x) * relu(x)
+
+
+def gelu(x):
+    """Return x times the normal distribution function of x (the exact form)."""
+    return HALF * x * (ONE + erf(x * SQRT_HALF))
+
+
+def gelu_tanh(x):
+    """Return GELU in the tanh approximation (``gelu_new``, ``gelu_pytorch_tanh``)."""
+    return HALF * x * (ONE + tanh(GELU_TANH_SCALE * (x + GELU_TANH_CUBIC * x * x * x)))
+
+
+def quick_gelu(x):
+    """Return x * sigmoid(1.702 x), the cheapest approximation of GELU."""
+    return x * sigmoid(QUICK_GELU_SCALE * x)
+
+
+def mish(x):
+    """Return x * tanh(softplus(x))."""
+    return x * tanh(softplus(x))
+
+
+def identity(x):
+    """Return x."""
+    return x
+
+
+ACTIVATIONS = {
+    "silu": silu,
+    "swish": silu,
+    "gelu": gelu,
+    "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": relu,
+    "relu2": relu2,
+    "mish": mish,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "softplus": softplus,
+    "linear": identity,
+    "identity": identity,
+}
+"""Names that ``hidden_act`` may have."""
+
+
+# --- scores and probabilities: over the last axis of an array -------------------------------
+
+
+def log_softmax(scores):
+    """Return the logarithms of ``softmax(scores)``."""
+    shifted = scores - np.max(scores, axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(exp(shifted), axis=-1, keepdims=True))
+
+
+def softmax(scores):
+    """Return probabilities proportional to e**scores; a score of -inf gets none."""
+    weights = exp(scores - np.max(scores, axis=-1, keepdims=True))
+    return weights / np.sum(weights, axis=-1, keepdims=True)
+
+
+# --- the state space model (paper, section 2) -----------------------------------------------
+
+
+def continuous_A(A_log):
+    """Return A = -exp(A_log): negative, so that the state decays (paper, section 3.6)."""
+    return -exp(A_log)
+
+
+def discretise(delta, A, B):
+    """Return (A_bar, B_bar) as Mamba has them: zero-order hold for A, delta * B for B.
+
+    The paper's equation (4) with B_bar simplified to first order, as the authors' code does.
+    """
+    return exp(delta * A), delta * B
+
+
+def discretise_zoh(delta, A, B):
+    """Return (A_bar, B_bar) of the exact zero-order hold, equation (4) of the paper."""
+    return exp(delta * A), expm1(delta * A) / A * B
+
+
+def discretise_euler(delta, A, B):
+    """Return (A_bar, B_bar) of the forward Euler rule; unstable where delta * A < -2."""
+    return ONE + delta * A, delta * B
+
+
+def discretise_bilinear(delta, A, B):
+    """Return (A_bar, B_bar) of the bilinear (Tustin, trapezoidal) rule that S4 used."""
+    half = HALF * delta * A
+    return (ONE + half) / (ONE - half), delta / (ONE - half) * B
+
+
+DISCRETISATIONS = {
+    "mamba": discretise,
+    "zoh": discretise_zoh,
+    "euler": discretise_euler,
+    "bilinear": discretise_bilinear,
+}
+"""Rules that turn the continuous (A, B) into one step; models are trained with "mamba"."""
+
+
+def state_update(h, A_bar, drive):
+    """Return the next state A_bar * h + drive, where drive = B_bar * x (equation 2a)."""
+    return A_bar * h + drive
+
+
+def compose(A_first, drive_first, A_second, drive_second):
+    """Return two state updates as one: the operator of the associative scan.
+
+    Applying (A_first, drive_first) and then (A_second, drive_second) equals applying the result.
+    """
+    return A_second * A_first, state_update(drive_first, A_second, drive_second)
+
+
+def output(y, x, D, z):
+    """Return (y + D * x) * silu(z): the skip connection, then the gate (paper, figure 3)."""
+    return (y + D * x) * silu(z)

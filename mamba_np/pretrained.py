@@ -1,0 +1,230 @@
+"""What every model class shares: where its parameters come from and go to."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import backend as backends
+from .cache import MambaCache
+from .checkpoint import locate_model, read_params, save_params, state_dict
+from .config import CONFIG_NAME, MambaConfig
+from .errors import CheckpointError, InputError
+from .hub import HubOptions, split_hub_options
+from .init import init_params
+from .params import Params, as_dtype, compute_dtype, map_arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The files that a model came from, enough to load it again in another process."""
+
+    name_or_path: str
+    dtype: str
+    backend: str
+    hub: HubOptions
+
+
+class PretrainedModel:
+    """A configuration, its parameters and the backend that computes with them.
+
+    ``params`` holds the arrays to use; without it they are drawn from ``rng`` (a NumPy Generator
+    or a seed) by ``init_scheme`` (see ``init.SCHEMES``) and stored in ``dtype``.
+    Raises ConfigError, InputError or BackendError.
+    """
+
+    has_head = False
+
+    def __init__(
+        self,
+        config: MambaConfig,
+        *,
+        params: Params | None = None,
+        rng: np.random.Generator | int | None = None,
+        init_scheme: str = "transformers-4.53",
+        dtype: str | np.dtype = "float32",
+        backend: str = "auto",
+    ):
+        if not isinstance(config, MambaConfig):
+            raise InputError(f"config: expected a MambaConfig, found {type(config).__name__}")
+        config.validate()
+        self.config = config
+        self.backend = backends.resolve(backend)
+        if params is None:
+            params = init_params(config, rng, scheme=init_scheme, dtype=dtype, head=self.has_head)
+        self.params = params
+        self._loaded: tuple[Params, Source] | None = None
+
+    # --- files ---------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        config: MambaConfig | None = None,
+        dtype: str | np.dtype = "float32",
+        backend: str = "auto",
+        **options: Any,
+    ) -> Self:
+        """Load a model from a folder or from the Hugging Face hub.
+
+        ``dtype`` is how weights are stored: float32, float64, bfloat16 or float16. Activations
+        and states are float32, or float64 in a float64 model. ``options`` are those of
+        ``hub.HubOptions``: revision, token, cache_dir, local_files_only, subfolder.
+
+        Weights that the files hold in that dtype are mapped, not copied. They are read-only until
+        ``make_writeable`` is called. Raises FileMissingError, ConfigError, CheckpointError or
+        BackendError, naming the file.
+        """
+        hub_options, unknown = split_hub_options(options)
+        if unknown:
+            raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(unknown)}")
+        storage = as_dtype(dtype)
+        backend = backends.resolve(backend)
+        folder = locate_model(name_or_path, hub_options)
+        config = config or MambaConfig.from_file(folder / CONFIG_NAME)
+        params = read_params(folder, config, storage, head=cls.has_head)
+        model = cls(config, params=params, backend=backend)
+        source = Source(_absolute(name_or_path), storage.name, backend, hub_options)
+        model._loaded = (params, source)
+        model._after_loading(folder)
+        return model
+
+    def _after_loading(self, folder: os.PathLike[str]) -> None:
+        """Read further files of the folder; a subclass may."""
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB"
+    ) -> None:
+        """Write ``config.json`` and the weights as safetensors, in Hugging Face's format.
+
+        Weights above ``max_shard_size`` are split over several files with an index.
+        """
+        config = MambaConfig.from_dict(self.config.to_dict())
+        config.extra.pop("torch_dtype", None)
+        architecture = "MambaForCausalLM" if self.has_head else "MambaModel"
+        config.extra |= {"architectures": [architecture], "dtype": self.dtype.name}
+        save_params(folder, self.params, max_shard_size=max_shard_size)
+        config.save_pretrained(folder)
+
+    # --- parameters ----------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype in which the weight matrices are stored."""
+        return self.params.embeddings.dtype
+
+    @property
+    def compute_dtype(self) -> np.dtype:
+        """The dtype of activations, states and logits: float64 for float64, else float32."""
+        return compute_dtype(self.dtype)
+
+    def state_dict(self) -> dict[str, NDArray]:
+        """Return the parameters by their names in a checkpoint, without copying."""
+        return state_dict(self.params)
+
+    def num_parameters(self) -> int:
+        """Return how many numbers the model has learnt; a tied head counts once."""
+        return sum(a.size for a in self.state_dict().values())
+
+    def make_writeable(self) -> Self:
+        """Give the model private copies of its parameters, so that they can be changed in place.
+
+        Returns the model. A changed model pickles by value instead of by its files.
+        """
+        self.params = map_arrays(lambda _, array: array.copy(), self.params)
+        return self
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int, *, rng: np.random.Generator | int | None = None
+    ) -> NDArray:
+        """Cut or extend the vocabulary, the head with it; return the new embeddings (V', D).
+
+        New rows are drawn from N(0, config.initializer_range). Raises InputError for a size
+        below 1.
+        """
+        if not isinstance(new_num_tokens, (int, np.integer)) or new_num_tokens < 1:
+            raise InputError(f"new_num_tokens: expected at least 1, found {new_num_tokens!r}")
+        rng = np.random.default_rng(rng)
+
+        def resize(name: str, array: NDArray) -> NDArray:
+            if name not in ("embeddings", "lm_head"):
+                return array
+            missing = max(0, new_num_tokens - len(array))
+            new = rng.standard_normal((missing, array.shape[1])) * self.config.initializer_range
+            return np.concatenate([array[:new_num_tokens], new.astype(array.dtype)])
+
+        self.params = map_arrays(resize, self.params)
+        self.config = MambaConfig(**self.config.to_dict() | {"vocab_size": int(new_num_tokens)})
+        return self.params.embeddings
+
+    # --- identity ------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What a saved cache is compared with: the sizes, and a digest of the small parameters.
+
+        The digest does not depend on the storage dtype of the matrices. It is taken once: a later
+        change of weights in place does not orphan the caches made before it.
+        """
+        digest = hashlib.sha256()
+        for layer in self.params.layers:
+            for vector in (layer.norm, layer.dt_bias, layer.D):
+                digest.update(vector.astype(np.float32).tobytes())
+        c = self.config
+        sizes = f"D{c.hidden_size} layers{c.num_hidden_layers} E{c.intermediate_size}"
+        return f"mamba {sizes} N{c.state_size} K{c.conv_kernel} {digest.hexdigest()[:16]}"
+
+    def new_cache(self, batch_size: int = 1) -> MambaCache:
+        """Return an empty cache for this model."""
+        return MambaCache(self.config, batch_size, self.compute_dtype, fingerprint=self.fingerprint)
+
+    @property
+    def _engine(self) -> ModuleType:
+        return backends.get(self.backend)
+
+    def __reduce__(self) -> Any:
+        # A model that is still what its files say travels as their name: see docs/decisions.
+        if self._loaded is None or self._loaded[0] is not self.params:
+            return _rebuild, (type(self), self.__getstate__())
+        source = self._loaded[1]
+        public = dataclasses.replace(source.hub, token=None)
+        rest = {k: v for k, v in self.__dict__.items() if k not in ("params", "_loaded")}
+        rest["fingerprint"] = self.fingerprint
+        return _reload, (type(self), dataclasses.replace(source, hub=public), rest)
+
+
+def _absolute(name_or_path: str | os.PathLike[str]) -> str:
+    """Return a local path that holds in other working folders; hub names stay as they are."""
+    return os.path.abspath(name_or_path) if os.path.isdir(name_or_path) else str(name_or_path)
+
+
+def _rebuild(cls: type[PretrainedModel], state: dict[str, Any]) -> PretrainedModel:
+    model = cls.__new__(cls)
+    model.__dict__.update(state, _loaded=None)
+    return model
+
+
+def _reload(cls: type[PretrainedModel], source: Source, rest: dict[str, Any]) -> PretrainedModel:
+    hub = {f.name: getattr(source.hub, f.name) for f in dataclasses.fields(source.hub)}
+    model = cls.from_pretrained(
+        source.name_or_path,
+        dtype=source.dtype,
+        backend=source.backend,
+        config=rest["config"],
+        **hub,
+    )
+    found = model.fingerprint
+    if found != rest["fingerprint"]:
+        raise CheckpointError(
+            f"{source.name_or_path}: expected the weights that were pickled "
+            f"({rest['fingerprint']}), found others ({found})"
+        )
+    model.__dict__.update(rest)
+    return model

@@ -1,0 +1,92 @@
+"""What all tests share: paths, references, random numbers, opt-in markers, hypothesis profiles."""
+
+import json
+import os
+import zlib
+from functools import cache
+from pathlib import Path
+
+import naive
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+FIXTURES = Path(__file__).parent / "fixtures"
+MODELS = ("base_silu", "sharded_bf16", "original_bin")
+
+settings.register_profile(
+    "default",
+    deadline=None,  # shared machines are slow now and then; a time limit stands in pyproject.toml
+    max_examples=25,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
+settings.load_profile("default")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--hub", action="store_true", help="run tests that download published checkpoints"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--hub"):
+        return
+    skip = pytest.mark.skip(reason="downloads published checkpoints; opt in with --hub")
+    for item in items:
+        if "hub" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def fixtures_path():
+    """The folder of the reference checkpoints."""
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def model_path():
+    """A function from the name of a reference checkpoint to its folder."""
+    return lambda name: FIXTURES / "models" / name
+
+
+@cache
+def _refs(name):
+    with np.load(FIXTURES / "refs" / f"{name}.npz") as file:
+        arrays = {key: file[key] for key in file.files}
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def refs():
+    """A function from a name to the reference arrays made for it: {key: array}."""
+    return _refs
+
+
+@pytest.fixture(scope="session")
+def manifest():
+    """How the references were made, and the float32 errors of PyTorch."""
+    return json.loads((FIXTURES / "manifest.json").read_text("utf-8"))
+
+
+@cache
+def _oracle_weights(name):
+    folder = FIXTURES / "models" / name
+    return naive.read_tensors(folder), naive.read_config(folder)
+
+
+@pytest.fixture(scope="session")
+def oracle_weights():
+    """A function from a name to ({tensor name: float64 array}, config) for the oracle."""
+    return _oracle_weights
+
+
+@pytest.fixture
+def rng(request):
+    """A random generator whose seed is the name of the test."""
+    return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))

@@ -1,0 +1,271 @@
+"""The command line but for ``generate``: what it prints, writes and refuses."""
+
+import io
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from cli_runner import PROMPT, error_of, json_of, output_of, run
+
+from mamba_np import AutoTokenizer, MambaForCausalLM, __version__
+from mamba_np.bundled import bundled_model_path
+from mamba_np.cli import COMMANDS
+from mamba_np.cli.common import format_bytes
+from mamba_np.cli.score import _progress
+from mamba_np.errors import FileMissingError
+from mamba_np.scoring import Score, score_text
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    monkeypatch.delenv("MAMBA_NP_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MambaForCausalLM.from_pretrained(bundled_model_path())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(bundled_model_path())
+
+
+# --- the group -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name):
+    text = output_of(name, "--help")
+    assert f"Usage: mamba-np {name} " in text
+    assert f"\n    mamba-np {name}" in text.split("Examples:")[1]
+    assert output_of(name, "-h") == text
+
+
+def test_group_help_names_every_command():
+    text = output_of("--help")
+    listed = re.findall(r"^  (\w+)  ", text.split("Commands:")[1], re.MULTILINE)
+    assert tuple(listed) == COMMANDS
+
+
+def test_version():
+    assert output_of("--version") == f"mamba-np {__version__}\n"
+
+
+@pytest.mark.parametrize("args", [["nope"], ["generate", "--nope"], ["score"], ["convert", "a"]])
+def test_wrong_usage_exits_with_2(args):
+    assert error_of(*args, code=2)
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+def test_errors_are_one_line_and_debug_shows_the_traceback(tmp_path, monkeypatch):
+    args = ["generate", "a", "-m", str(tmp_path)]
+    assert str(tmp_path) in error_of(*args)
+    assert isinstance(run(*args, "--debug").exception, FileMissingError)
+    monkeypatch.setenv("MAMBA_NP_DEBUG", "1")
+    assert isinstance(run(*args).exception, FileMissingError)
+    monkeypatch.setenv("MAMBA_NP_DEBUG", "0")
+    assert error_of(*args)
+
+
+def test_errors_after_some_text_start_on_a_line_of_their_own(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(MambaForCausalLM, "__call__", fail)
+    result = run("generate", PROMPT)
+    assert (result.exit_code, result.stdout) == (1, PROMPT + "\n")
+    assert result.stderr == "error: not enough memory\n"
+
+
+# --- score -----------------------------------------------------------------------------------
+
+BOOK = "Once upon a time there was a king. He was “old”, and he didn't speak.\n\n" * 40
+
+
+def test_score_prints_what_the_library_finds(tmp_path, model, tokenizer):
+    file = tmp_path / "book.txt"
+    file.write_text(BOOK, "utf-8")
+    expected = score_text(model, tokenizer, io.BytesIO(BOOK.encode()))
+    report = json_of("score", file, "--chunk", 100)
+    assert (report["tokens"], report["bytes"]) == (expected.tokens, len(BOOK.encode()))
+    assert report["log_likelihood"] == pytest.approx(expected.log_likelihood, rel=1e-6)
+    assert report["perplexity"] == pytest.approx(expected.perplexity, rel=1e-6)
+    assert report["bits_per_byte"] == pytest.approx(expected.bits_per_byte, rel=1e-6)
+    assert report["tokens_per_second"] == pytest.approx(expected.tokens / report["seconds"])
+    piped = json_of("score", "-", stdin=BOOK.encode())
+    assert piped["log_likelihood"] == pytest.approx(expected.log_likelihood, rel=1e-6)
+    lines = dict(
+        line.split(maxsplit=2)[:2] if not line.startswith("bits") else ("bits", line.split()[3])
+        for line in output_of("score", file).splitlines()
+    )
+    assert float(lines["perplexity"]) == pytest.approx(expected.perplexity, abs=1e-4)
+    assert float(lines["bits"]) == pytest.approx(expected.bits_per_byte, abs=1e-4)
+    assert lines["tokens"] == f"{expected.tokens:,}"
+
+
+def test_score_without_bos_leaves_out_the_first_token():
+    with_bos, without = (json_of("score", "-", f, stdin=BOOK) for f in ("--bos", "--no-bos"))
+    assert without["tokens"] == with_bos["tokens"] - 1
+    assert without["bytes"] == with_bos["bytes"]
+
+
+def test_score_in_float64(model):
+    wide, narrow = (json_of("score", "-", "--dtype", d, stdin=BOOK) for d in ("float64", "float32"))
+    assert wide["log_likelihood"] == pytest.approx(narrow["log_likelihood"], rel=1e-5)
+    assert wide["log_likelihood"] != narrow["log_likelihood"]
+
+
+def test_score_refuses_what_is_no_text(tmp_path):
+    file = tmp_path / "book.txt"
+    file.write_bytes(b"Once upon\xff a time")
+    assert error_of("score", file) == (
+        f"{file}: expected text in UTF-8, found byte 0xff at offset 9 (invalid start byte)"
+    )
+    assert json_of("score", file, "--errors", "replace")["bytes"] == 17
+    file.write_bytes(b"")
+    assert error_of("score", file) == f"{file}: expected text to score, found no bytes"
+    assert error_of("score", "-", stdin="") == "stdin: expected text to score, found no bytes"
+    assert "expected a file, found a folder" in error_of("score", tmp_path)
+    assert "cannot be opened" in error_of("score", tmp_path / "none.txt")
+    assert error_of("score", file, "--chunk", 0, code=2)
+
+
+def test_progress_is_shown_on_terminals_alone(tmp_path, monkeypatch):
+    file = tmp_path / "book.txt"
+    file.write_bytes(b"x" * 1000)
+    with file.open("rb") as stream:
+        with _progress(stream) as show:
+            assert show is None
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with _progress(stream) as show:
+            show(Score(-100.0, 50, 400))
+            show(Score(-200.0, 100, 1000))
+    assert "perplexity 7.389" in terminal.getvalue()
+    assert "1.00k/1.00k" in terminal.getvalue()
+
+
+# --- info ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["starter", "base_silu", "sharded_bf16", "original_bin"])
+def test_info_agrees_with_the_loaded_model(name, model_path):
+    folder = bundled_model_path() if name == "starter" else model_path(name)
+    facts = json_of("info", folder)
+    for dtype, expected in facts["weights_bytes"].items():
+        model = MambaForCausalLM.from_pretrained(folder, dtype=dtype)
+        assert sum(a.nbytes for a in model.state_dict().values()) == expected
+    assert facts["parameters"] == model.num_parameters()
+    assert sum(facts["parameters_by_group"].values()) == facts["parameters"]
+    assert "other" not in facts["parameters_by_group"]
+    model = MambaForCausalLM.from_pretrained(folder, dtype="float64")
+    assert facts["state_bytes_per_sequence"]["float64"] == model.new_cache().nbytes
+    assert facts["config"] == model.config.to_dict()
+    assert facts["files"]
+    for file, size in facts["files"].items():
+        assert (folder / file).stat().st_size == size
+
+
+def test_info_of_the_bundled_model_as_a_table():
+    text = output_of("info")
+    assert re.search(r"^  hidden_size +128$", text, re.MULTILINE)
+    assert re.search(r"^  total +961,920$", text, re.MULTILINE)
+    assert re.search(r"^  bfloat16 +961,920  in \d+ tensors$", text, re.MULTILINE)
+    assert re.search(r"^  model.safetensors +1\.93 MB$", text, re.MULTILINE)
+    assert output_of("info", bundled_model_path()) == output_of("info", "-m", bundled_model_path())
+
+
+def test_info_reads_headers_only(monkeypatch, model_path):
+    monkeypatch.setattr("mamba_np.checkpoint.read_params", None)
+    assert output_of("info", model_path("sharded_bf16"))
+
+
+def test_info_refuses_what_is_no_model(tmp_path):
+    assert str(tmp_path) in error_of("info", tmp_path)
+    assert (
+        error_of("info", "a", "-m", "b", code=2) == "Expected one model, found MODEL and --model."
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (999_499, "999 kB"),
+        (999_600, "1.00 MB"),
+        (1_930_216, "1.93 MB"),
+        (19_302_160, "19.3 MB"),
+        (193_021_600, "193 MB"),
+        (5_000_000_000, "5.00 GB"),
+        (2.5e15, "2.50e+03 TB"),
+    ],
+)
+def test_format_bytes(count, expected):
+    assert format_bytes(count) == expected
+
+
+# --- convert ---------------------------------------------------------------------------------
+
+
+def arrays_of(folder):
+    return MambaForCausalLM.from_pretrained(folder, dtype="float64").state_dict()
+
+
+@pytest.mark.parametrize("name", ["base_silu", "sharded_bf16", "original_bin"])
+def test_convert_keeps_every_number(name, model_path, tmp_path):
+    source, dest = model_path(name), tmp_path / "new"
+    output_of("convert", source, dest)
+    before, after = arrays_of(source), arrays_of(dest)
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_array_equal(before[key], after[key])
+    config = json.loads((dest / "config.json").read_text())
+    assert config["hidden_size"] == MambaForCausalLM.from_pretrained(source).config.hidden_size
+    assert config["architectures"] == ["MambaForCausalLM"]
+    assert "d_model" not in config
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (dest / file).exists() == (source / file).exists()
+        if (source / file).exists():
+            assert (dest / file).read_bytes() == (source / file).read_bytes()
+
+
+def test_convert_keeps_the_stored_dtype_unless_told_otherwise(tmp_path, model_path):
+    output_of("convert", bundled_model_path(), tmp_path / "same")
+    assert json_of("info", tmp_path / "same")["stored"]["bfloat16"]["parameters"] > 900_000
+    output_of("convert", model_path("base_silu"), tmp_path / "half", "--dtype", "float16")
+    assert json_of("info", tmp_path / "half")["stored"].keys() == {"float16", "float32"}
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_converted_models_write_the_same_text(tmp_path):
+    output_of("convert", bundled_model_path(), tmp_path / "new", "--max-shard-size", "500KB")
+    assert len(list((tmp_path / "new").glob("*.safetensors"))) > 1
+    greedy = ["generate", PROMPT, "--greedy", "-n", 30]
+    assert output_of(*greedy, "-m", tmp_path / "new") == output_of(*greedy)
+
+
+def test_convert_does_not_overwrite_unasked(tmp_path, model_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    source = model_path("base_silu")
+    message = error_of("convert", source, tmp_path)
+    assert message.startswith(f"{tmp_path}: expected a new or empty folder, found notes.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    output_of("convert", source, tmp_path, "--force", "--max-shard-size", "50KB")
+    output_of("convert", source, tmp_path, "--force")  # no shard of the first time is left
+    assert [p.name for p in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    assert "expected another folder than the source" in error_of("convert", copy, copy, "--force")
+    assert "expected a folder" in error_of("convert", source, tmp_path / "notes.txt")
+    assert error_of("convert", source, tmp_path / "x", "--max-shard-size", "much")

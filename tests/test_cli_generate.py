@@ -1,0 +1,300 @@
+"""``mamba-np generate``: prompts, options, texts and states."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cli_runner import PROMPT, error_of, json_of, output_of, run
+
+from mamba_np import AutoTokenizer, MambaCache, MambaForCausalLM
+from mamba_np.bundled import bundled_model_path
+from mamba_np.cli.generate import PASSED_ON, generation_settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    monkeypatch.delenv("MAMBA_NP_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MambaForCausalLM.from_pretrained(bundled_model_path())
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(bundled_model_path())
+
+
+# --- generate: the prompt --------------------------------------------------------------------
+
+
+def test_generate_prints_the_prompt_and_its_continuation(model, tokenizer):
+    ids = tokenizer.encode(PROMPT)
+    expected = model.generate(
+        [ids], max_new_tokens=30, do_sample=True, temperature=0.7, top_p=0.9, seed=0
+    )
+    expected = tokenizer.decode(expected[0], skip_special_tokens=True)
+    found = output_of("generate", PROMPT, "-n", 30)
+    assert found == expected + "\n"
+    assert found.startswith(PROMPT)
+    assert output_of("generate", PROMPT, "-n", 30, "--no-echo") == found.removeprefix(PROMPT)
+
+
+def test_prompts_can_come_from_everywhere(tmp_path):
+    expected = output_of("generate", PROMPT, "-n", 5)
+    file = tmp_path / "prompt.txt"
+    for ending in ("", "\n", "\r\n"):
+        file.write_bytes((PROMPT + ending).encode())
+        assert output_of("generate", "-f", file, "-n", 5) == expected
+        assert output_of("generate", "-n", 5, stdin=PROMPT + ending) == expected
+    assert output_of("generate", "-f", "-", "-n", 5, stdin=PROMPT) == expected
+    assert output_of("generate", "-p", PROMPT, "-n", 5, stdin="not this") == expected
+    assert output_of("generate", "-n", 1, stdin=PROMPT + "\n\n").startswith(PROMPT + "\n")
+
+
+def test_an_empty_prompt_starts_from_bos(model):
+    report = json_of("generate", "", "-n", 3)
+    assert report["prompt_ids"] == [model.config.bos_token_id]
+    assert len(report["ids"]) == 3
+    assert output_of("generate", "-n", 3, stdin="") == report["text"] + "\n"
+
+
+def test_one_prompt_is_needed(tmp_path, monkeypatch):
+    assert error_of("generate", "a", "-p", "b", code=2) == (
+        "Expected one prompt, found PROMPT and --prompt."
+    )
+    monkeypatch.setattr("mamba_np.cli.generate._piped", lambda: False)
+    assert error_of("generate", code=2).startswith("No prompt: give PROMPT,")
+
+
+def test_prompts_that_are_not_text_are_refused(tmp_path):
+    file = tmp_path / "latin1.txt"
+    file.write_bytes("café".encode("latin-1"))
+    expected = "expected text in UTF-8, found byte 0xe9 at offset 3 (unexpected end of data)"
+    assert error_of("generate", "-f", file) == f"{file}: {expected}"
+    assert error_of("generate", stdin=b"caf\xe9") == f"stdin: {expected}"
+    assert error_of("generate", "caf\udce9") == (
+        "PROMPT: expected text in UTF-8, found other bytes at character 3"
+    )
+    assert "cannot be opened" in error_of("generate", "-f", tmp_path / "none")
+
+
+# --- generate: the tokens --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["0", "1"])
+def test_greedy_tokens_are_those_of_the_reference(refs, tokenizer, case):
+    prompt = refs("starter")[f"{case}.input_ids"].ravel().tolist()
+    expected = refs("starter")[f"{case}.greedy40"].ravel().tolist()
+    report = json_of("generate", tokenizer.decode(prompt), "--greedy", "--ignore-eos", "-n", 40)
+    assert report["prompt_ids"] + report["ids"] == expected
+
+
+NOTHING = dict.fromkeys((*PASSED_ON, "do_sample")) | {
+    "max_new_tokens": 9,
+    "stop": (),
+    "ignore_eos": False,
+}
+BUNDLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_bundled", "expected"),
+    [
+        ({}, False, {}),
+        ({"seed": 3}, False, {"seed": 3, "do_sample": True}),
+        ({"top_k": 5}, False, {"top_k": 5, "do_sample": True}),
+        ({"repetition_penalty": 1.2}, False, {"repetition_penalty": 1.2}),
+        ({"do_sample": True}, False, {"do_sample": True}),
+        ({"do_sample": False}, False, {"do_sample": False}),
+        ({"do_sample": False, "seed": 1}, False, {"do_sample": False, "seed": 1}),
+        ({"temperature": 0.0, "top_k": 5}, False, {"do_sample": False}),
+        ({"num_beams": 3}, False, {"num_beams": 3}),
+        ({}, True, BUNDLED),
+        ({"seed": 3}, True, BUNDLED | {"seed": 3}),
+        ({"temperature": 1.5}, True, BUNDLED | {"temperature": 1.5}),
+        ({"do_sample": False}, True, {"do_sample": False}),
+        ({"temperature": 0.0}, True, {"do_sample": False}),
+        ({"num_beams": 3}, True, {"num_beams": 3}),
+        ({"stop": ("a", "b")}, False, {"stop_strings": ["a", "b"]}),
+        ({"ignore_eos": True}, False, {"eos_token_id": None}),
+    ],
+)
+def test_options_mean_these_settings(options, is_bundled, expected):
+    found = generation_settings(NOTHING | options, is_bundled=is_bundled)
+    assert found == expected | {"max_new_tokens": 9}
+
+
+def test_greedy_contradicts_options_of_sampling():
+    message = error_of("generate", PROMPT, "--greedy", "--top-p", "0.5", code=2)
+    assert message == "--greedy takes the likeliest token; --top-p is for sampling."
+
+
+def test_bad_values_are_errors_of_the_library():
+    assert error_of("generate", PROMPT, "--top-p", 7).startswith("top_p: expected")
+    assert error_of("generate", PROMPT, "--backend", "abacus").startswith("backend: expected")
+    assert error_of("generate", PROMPT, "-n", "-1", code=2)
+
+
+def test_seeds_repeat(model):
+    first = output_of("generate", PROMPT, "-n", 20, "--seed", 1)
+    assert first == output_of("generate", PROMPT, "-n", 20, "--seed", 1)
+    assert first != output_of("generate", PROMPT, "-n", 20, "--seed", 2)
+
+
+def test_stop_strings_end_the_text():
+    report = json_of("generate", PROMPT, "-n", 100, "--stop", ".", "--greedy")
+    assert report["finish_reason"] == "stop"
+    assert report["text"].count(".") == 1
+    assert len(report["ids"]) < 100
+
+
+def test_several_texts(tokenizer):
+    options = ["generate", PROMPT, "-n", 8, "--num-return-sequences", 3, "--seed", 5]
+    report = json_of(*options)
+    texts = [PROMPT + s["text"] for s in report["sequences"]]
+    assert len(set(texts)) == 3
+    assert output_of(*options) == "\n---\n".join(texts) + "\n"
+    assert report["text"] == report["sequences"][0]["text"]
+    alone = json_of("generate", PROMPT, "-n", 8, "--seed", 5)
+    assert alone["ids"] == report["ids"]
+    assert "sequences" not in alone
+
+
+def test_beams_find_what_the_library_finds(model, tokenizer):
+    ids = tokenizer.encode(PROMPT)
+    expected = model.generate([ids], max_new_tokens=12, num_beams=3)[0, len(ids) :].tolist()
+    report = json_of("generate", PROMPT, "-n", 12, "--num-beams", 3)
+    assert report["ids"] == expected
+    assert output_of("generate", PROMPT, "-n", 12, "--num-beams", 3) == (
+        PROMPT + tokenizer.decode(expected, skip_special_tokens=True) + "\n"
+    )
+
+
+def test_an_end_of_text_is_neither_printed_nor_passed(tmp_path, model, tokenizer):
+    # The first greedy token is declared the end of text.
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_model_path(), folder)
+    token = json_of("generate", PROMPT, "--greedy", "-n", 1)["ids"][0]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": token}))
+    report = json_of("generate", PROMPT, "-m", folder, "-n", 7)
+    assert (report["ids"], report["finish_reason"]) == ([token], "eos")
+    report = json_of("generate", PROMPT, "-m", folder, "-n", 7, "--ignore-eos")
+    assert (len(report["ids"]), report["finish_reason"]) == (7, "length")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_streamed_text_is_the_decoded_text(seed):
+    # So hot that most tokens are random bytes: characters come in pieces, and broken.
+    options = ["generate", PROMPT, "-n", 60, "--temperature", 50, "--top-k", 0, "--seed", seed]
+    options += ["--top-p", 1]
+    text = PROMPT + json_of(*options)["text"]
+    assert output_of(*options) == (text if text.endswith("\n") else text + "\n")
+
+
+def test_stats_are_one_line_on_stderr():
+    result = run("generate", PROMPT, "-n", 5, "--stats")
+    assert result.exit_code == 0
+    assert re.fullmatch(
+        r"prompt: 5 tokens, [\d,.]+ tokens/s \| new: 5 tokens, [\d,.]+ tokens/s"
+        r"( \| peak memory: [\d.]+ [MG]B)?\n",
+        result.stderr,
+    )
+    assert result.stdout == output_of("generate", PROMPT, "-n", 5)
+
+
+def test_json_has_text_ids_and_timings(tokenizer):
+    report = json_of("generate", PROMPT, "-n", 6)
+    assert report["model"] == str(bundled_model_path())
+    assert report["prompt"] == PROMPT
+    assert report["prompt_ids"] == tokenizer.encode(PROMPT)
+    assert report["text"] == tokenizer.decode(report["ids"])
+    assert report["finish_reason"] == "length"
+    timings = report["timings"]
+    assert (timings["prompt_tokens"], timings["new_tokens"]) == (5, 6)
+    assert timings["prompt_seconds"] > 0
+    assert timings["new_tokens_per_second"] == pytest.approx(5 / timings["new_seconds"])
+
+
+# --- generate: states ------------------------------------------------------------------------
+
+
+def test_states_go_on_as_if_never_stopped(tmp_path, tokenizer):
+    state, later = tmp_path / "a.state", tmp_path / "b.state"
+    greedy = ["generate", "--greedy", "--ignore-eos"]
+    whole = json_of(*greedy, PROMPT, "-n", 20)["ids"]
+    first = json_of(*greedy, PROMPT, "-n", 8, "--state-out", state)["ids"]
+    second = json_of(*greedy, "--state-in", state, "-n", 5, "--state-out", later)["ids"]
+    third = json_of(*greedy, "--state-in", later, "-n", 7, "--no-echo")["ids"]
+    assert first + second + third == whole
+    # The same file again, and more text before going on.
+    more = " and then"
+    expected = json_of(*greedy, PROMPT + tokenizer.decode(first) + more, "-n", 6)["ids"]
+    assert json_of(*greedy, "--state-in", state, more, "-n", 6)["ids"] == expected
+
+
+def test_a_prompt_can_be_read_alone(tmp_path):
+    state = tmp_path / "state"
+    assert output_of("generate", PROMPT, "-n", 0, "--state-out", state) == PROMPT + "\n"
+    greedy = ["generate", "--greedy", "-n", 10]
+    assert json_of(*greedy, "--state-in", state)["ids"] == json_of(*greedy, PROMPT)["ids"]
+    output_of("generate", "On", "-n", 0, "--state-out", state)  # one token: nothing to read
+    assert json_of(*greedy, "--state-in", state)["ids"] == json_of(*greedy, "On")["ids"]
+
+
+def test_state_files_are_those_of_the_cache(tmp_path, model, tokenizer):
+    written, saved = tmp_path / "written", tmp_path / "saved"
+    output_of("generate", PROMPT, "-n", 0, "--state-out", written)
+    ids = tokenizer.encode(PROMPT)
+    cache = model(np.array([ids[:-1]]), use_cache=True).cache_params
+    found = MambaCache.load(written)
+    assert found.fingerprint == cache.fingerprint
+    for a, b in zip(found.ssm_states, cache.ssm_states, strict=True):
+        np.testing.assert_array_equal(a, b)
+    cache.save(saved)
+    last = tokenizer.decode(ids[-1:])
+    assert (
+        json_of("generate", last, "--state-in", saved, "-n", 9)["ids"]
+        == (json_of("generate", PROMPT, "-n", 9)["ids"])
+    )
+    assert error_of("generate", "", "--state-in", saved) == (
+        f"PROMPT: expected text to follow the state of {saved}, found none"
+    )
+
+
+def test_states_that_do_not_fit_are_refused(tmp_path, model_path):
+    state = tmp_path / "state"
+    output_of("generate", PROMPT, "-n", 2, "--state-out", state)
+    message = error_of(
+        "generate", "a", "--no-echo", "-m", model_path("base_silu"), "--state-in", state
+    )
+    assert message.startswith("cache_params")
+    broken = tmp_path / "broken"
+    broken.write_bytes(state.read_bytes().replace(b'"next_token":"', b'"next_token":"x'))
+    assert str(broken) in error_of("generate", "a", "--state-in", broken)
+    state.write_bytes(state.read_bytes()[:-1])
+    assert str(state) in error_of("generate", "a", "--state-in", state)
+    message = error_of("generate", "a", "--num-beams", 2, "--state-out", tmp_path / "no", code=2)
+    assert message.startswith("--state-out needs one text")
+
+
+def test_interruption_is_reported_in_json(monkeypatch, model):
+    calls = SimpleNamespace(count=0)
+    forward = MambaForCausalLM.__call__
+
+    def interrupted(self, *args, **kwargs):
+        calls.count += 1
+        if calls.count == 4:
+            raise KeyboardInterrupt
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(MambaForCausalLM, "__call__", interrupted)
+    result = run("generate", PROMPT, "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 130
+    assert (report["finish_reason"], len(report["ids"])) == ("interrupted", 3)

@@ -1,0 +1,249 @@
+"""The model classes as an interface: arguments, outputs, files. Their numbers: test_fixtures,
+test_laws."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from tolerances import assert_close_to_scale, tolerance
+
+from mamba_np import (
+    MambaBlock,
+    MambaCache,
+    MambaCausalLMOutput,
+    MambaConfig,
+    MambaForCausalLM,
+    MambaMixer,
+    MambaModel,
+    MambaOutput,
+)
+from mamba_np.errors import CacheError, CheckpointError, InputError
+
+CONFIG = MambaConfig(vocab_size=13, hidden_size=8, state_size=3, num_hidden_layers=3)
+IDS = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MambaForCausalLM(CONFIG, rng=0)
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_outputs_of_the_bare_model(model):
+    output = model.backbone(IDS)
+    assert isinstance(output, MambaOutput)
+    assert output.last_hidden_state.shape == (2, 4, 8)
+    assert isinstance(output.cache_params, MambaCache)
+    assert output.hidden_states is None
+
+
+def test_outputs_of_the_language_model(model):
+    output = model(IDS, labels=IDS, output_hidden_states=True)
+    assert isinstance(output, MambaCausalLMOutput)
+    assert output.keys() == ("loss", "logits", "cache_params", "hidden_states")
+    assert output.logits.shape == (2, 4, 13)
+    assert output.logits.dtype == np.float32
+    assert np.shape(output.loss) == ()
+    assert [h.shape for h in output.hidden_states] == [(2, 4, 8)] * 4
+
+
+def test_the_last_hidden_state_is_the_last_of_all(model):
+    output = model.backbone(IDS, output_hidden_states=True)
+    np.testing.assert_array_equal(output.hidden_states[-1], output.last_hidden_state)
+
+
+def test_tuples_have_transformers_order(model):
+    assert len(model(IDS, return_dict=False)) == 2
+    loss, logits, cache = model(IDS, labels=IDS, return_dict=False)
+    assert np.ndim(loss) == 0
+    assert np.ndim(logits) == 3
+    assert isinstance(cache, MambaCache)
+
+
+def test_positional_arguments_have_transformers_order(model):
+    mask = np.array([[0, 1, 1, 1], [1, 1, 1, 1]])
+    by_name = model(input_ids=IDS, attention_mask=mask, labels=IDS)
+    by_place = model(IDS, mask, None, None, IDS)
+    np.testing.assert_array_equal(by_name.logits, by_place.logits)
+    assert by_name.loss == by_place.loss
+
+
+def test_the_configuration_gives_the_defaults():
+    config = MambaConfig(
+        **CONFIG.to_dict()
+        | {"use_cache": False, "output_hidden_states": True, "return_dict": False}
+    )
+    logits, hidden_states = MambaForCausalLM(config, rng=0)(IDS)
+    assert logits.shape == (2, 4, 13)
+    assert len(hidden_states) == 4
+
+
+def test_cache_position_is_accepted_and_changes_nothing(model):
+    with_it = model(IDS, cache_position=np.array([99]))
+    np.testing.assert_array_equal(with_it.logits, model(IDS).logits)
+
+
+def test_unknown_arguments_are_type_errors(model, saved):
+    with pytest.raises(TypeError, match="atention_mask"):
+        model(IDS, atention_mask=None)
+    with pytest.raises(TypeError, match="torch_dtypo"):
+        MambaForCausalLM.from_pretrained(saved, torch_dtypo="float32")
+    with pytest.raises(InputError, match="config: expected a MambaConfig"):
+        MambaModel({"hidden_size": 8})
+
+
+def test_bad_labels_leave_the_cache_as_it_was(model):
+    cache = model(IDS).cache_params
+    before = cache.copy()
+    with pytest.raises(InputError, match="labels"):
+        model(IDS, cache_params=cache, labels=IDS + 100)
+    np.testing.assert_array_equal(cache.ssm_states[0], before.ssm_states[0])
+
+
+def test_a_cache_of_other_weights_is_refused(model):
+    other = MambaForCausalLM(CONFIG, rng=1)
+    with pytest.raises(CacheError, match="found that of another one"):
+        model(IDS, cache_params=other(IDS).cache_params)
+
+
+def test_a_cache_of_the_bare_model_fits_the_language_model(model):
+    cache = model.backbone(IDS[:, :2]).cache_params
+    logits = model(IDS[:, 2:], cache_params=cache).logits
+    assert_close_to_scale(logits, model(IDS).logits[:, 2:], tolerance("law", "float32"))
+
+
+def test_a_fresh_cache_made_by_hand_is_accepted(model):
+    cache = MambaCache(CONFIG, 2)
+    output = model(IDS, cache_params=cache)
+    assert output.cache_params is cache
+    np.testing.assert_array_equal(output.logits, model(IDS).logits)
+
+
+def test_blocks_called_one_by_one_are_the_model(model):
+    cache = MambaCache(CONFIG, 2)
+    backbone = model.backbone
+    x = backbone.embeddings[IDS]
+    for block in backbone.layers:
+        assert isinstance(block, MambaBlock)
+        x = block(x, cache_params=cache)
+    expected = backbone(IDS, output_hidden_states=True)
+    np.testing.assert_array_equal(x, expected.hidden_states[-2])
+    np.testing.assert_array_equal(cache.ssm_states[2], expected.cache_params.ssm_states[2])
+
+
+def test_a_mixer_is_its_block_without_norm_and_residual(model, rng):
+    block = model.backbone.layers[1]
+    mixer = block.mixer
+    assert isinstance(mixer, MambaMixer)
+    x = rng.normal(size=(2, 4, 8)).astype(np.float32)
+    normed = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5)  # the norm's weight is 1
+    assert_close_to_scale(block(x), x + mixer(normed), tolerance("step", "float32"))
+
+
+def test_masked_positions_come_back_as_zeros(model):
+    mask = [[1, 0, 1, 0], [1, 1, 1, 1]]
+    output = model(IDS, attention_mask=mask, output_hidden_states=True)
+    assert not output.logits[0, [1, 3]].any()
+    assert not any(h[0, [1, 3]].any() for h in output.hidden_states)
+
+
+# --- parameters and files ----------------------------------------------------------------------
+
+
+def test_num_parameters_counts_a_tied_head_once(model):
+    assert model.num_parameters() == sum(a.size for a in model.state_dict().values())
+    untied = MambaForCausalLM(MambaConfig(**CONFIG.to_dict() | {"tie_word_embeddings": False}))
+    assert untied.num_parameters() == model.num_parameters() + 13 * 8
+
+
+def test_the_130m_shape_has_its_published_number_of_parameters():
+    # Contract of the released state-spaces/mamba-130m-hf; broadcast zeros take no memory.
+    from mamba_np.params import map_arrays
+
+    small = MambaForCausalLM(MambaConfig(num_hidden_layers=1), rng=0)
+    one = small.num_parameters()
+    layer = sum(a.size for k, a in small.state_dict().items() if ".layers.0." in k)
+    assert one + 23 * layer == 129_135_360
+    assert map_arrays(lambda _, a: a, small.params).tied
+
+
+def test_save_and_load_give_the_same_logits(model, saved):
+    loaded = MambaForCausalLM.from_pretrained(saved)
+    np.testing.assert_array_equal(loaded(IDS).logits, model(IDS).logits)
+    assert loaded.generation_config.eos_token_id == 0
+    bare = MambaModel.from_pretrained(saved)
+    np.testing.assert_array_equal(
+        bare(IDS).last_hidden_state, model.backbone(IDS).last_hidden_state
+    )
+
+
+def test_loaded_weights_are_read_only_until_asked(saved):
+    model = MambaForCausalLM.from_pretrained(saved)
+    with pytest.raises(ValueError, match="read-only"):
+        model.params.layers[0].D[0] = 1
+    before = model(IDS).logits
+    model.make_writeable().params.layers[0].D[0] += 1
+    assert np.abs(model(IDS).logits - before).max() > 0
+
+
+def test_an_unchanged_loaded_model_pickles_by_its_files(saved):
+    model = MambaForCausalLM.from_pretrained(saved, token="secret")
+    model.generation_config.max_new_tokens = 7
+    data = pickle.dumps(model)
+    assert len(data) < 5000
+    assert b"secret" not in data
+    again = pickle.loads(data)
+    np.testing.assert_array_equal(again(IDS).logits, model(IDS).logits)
+    assert again.generation_config.max_new_tokens == 7
+    assert len(pickle.dumps(again)) < 5000
+
+
+def test_a_changed_model_pickles_by_value(saved):
+    model = MambaForCausalLM.from_pretrained(saved).make_writeable()
+    model.params.layers[0].D[:] = 3
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again(IDS).logits, model(IDS).logits)
+    assert again.params.tied
+
+
+def test_changed_files_are_noticed_when_a_pickle_is_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    data = pickle.dumps(MambaForCausalLM.from_pretrained(tmp_path))
+    MambaForCausalLM(CONFIG, rng=5).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="expected the weights that were pickled"):
+        pickle.loads(data)
+
+
+def test_a_copy_is_a_model_of_its_own(model):
+    other = copy.deepcopy(model)
+    other.params.layers[0].D[:] = 0
+    assert model.params.layers[0].D.all()
+
+
+@pytest.mark.parametrize("size", [5, 20])
+def test_the_vocabulary_can_be_resized(size):
+    model = MambaForCausalLM(CONFIG, rng=0)
+    before = model.params.embeddings
+    embeddings = model.resize_token_embeddings(size, rng=0)
+    common = min(size, 13)
+    np.testing.assert_array_equal(embeddings[:common], before[:common])
+    assert model.config.vocab_size == size
+    assert model.params.tied
+    assert model([[1]]).logits.shape == (1, 1, size)
+    with pytest.raises(InputError, match="new_num_tokens"):
+        model.resize_token_embeddings(0)
+
+
+def test_default_configuration_of_the_page_counts_as_documented():
+    # 768 x 32 layers: MambaConfig() of the page, 159,308,544 parameters.
+    one = MambaModel(MambaConfig(num_hidden_layers=1), rng=0).state_dict()
+    layer = sum(a.size for k, a in one.items() if "layers.0." in k)
+    rest = sum(a.size for a in one.values()) - layer
+    assert rest + 32 * layer == 159_308_544

@@ -1,0 +1,256 @@
+"""What people get: a quick import, typed, complete in a wheel, and a README that is true."""
+
+import importlib.metadata
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import fake_hub
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import FIXTURES
+
+import mamba_np
+from mamba_np.bundled import bundled_model_path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+HEAVY = ("numba", "matplotlib", "huggingface_hub", "tokenizers", "torch", "transformers", "click")
+HEAVY += ("tqdm", "ml_dtypes", "safetensors")
+
+
+def run_python(*arguments, **environment):
+    """Run Python in a process of its own and return the finished process."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+        check=True,
+    )
+
+
+# --- import ----------------------------------------------------------------------------------
+
+
+def imported_by(statement):
+    """Return which of the heavy packages a statement imports."""
+    program = f"import sys\n{statement}\nprint(*sys.modules)"
+    modules = run_python("-c", program).stdout.split()
+    return {name.partition(".")[0] for name in modules} & set(HEAVY)
+
+
+def test_import_loads_nothing_heavy():
+    assert imported_by("import mamba_np") == set()
+
+
+def test_use_without_the_hub_or_text_loads_what_it_needs_alone():
+    statement = (
+        "from mamba_np import MambaConfig, MambaForCausalLM\n"
+        "config = MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1)\n"
+        "MambaForCausalLM(config).generate([[1, 2]], max_new_tokens=2)"
+    )
+    assert imported_by(statement) <= {"ml_dtypes", "safetensors"}
+
+
+def seconds_to_import(statement):
+    """Return how long a statement's imports take, the best of several processes."""
+    times = []
+    for _ in range(5):
+        log = run_python("-X", "importtime", "-c", statement).stderr
+        rows = re.findall(r"import time:\s+\d+ \|\s+(\d+) \| (\S+)", log)
+        times += [int(microseconds) / 1e6 for microseconds, name in rows if name == "mamba_np"]
+    return min(times)
+
+
+def test_import_is_quick():
+    # Everything the public names need, not only the package's first file.
+    assert seconds_to_import("import mamba_np") < 0.3
+
+
+# --- names -----------------------------------------------------------------------------------
+
+
+def test_version_is_that_of_the_metadata():
+    assert mamba_np.__version__ == importlib.metadata.version("mamba-np")
+
+
+@pytest.mark.parametrize("name", [n for n in mamba_np.__all__ if n != "__version__"])
+def test_public_names_exist_and_are_documented(name):
+    value = getattr(mamba_np, name)
+    assert inspect.getdoc(value)
+    if inspect.isclass(value):
+        assert value.__module__.startswith("mamba_np.")
+        undocumented = [
+            member
+            for member, attribute in vars(value).items()
+            if callable(attribute) and not member.startswith("_") and not inspect.getdoc(attribute)
+        ]
+        assert undocumented == []
+
+
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = mamba_np.no_such_name
+
+
+def test_dir_lists_the_public_names():
+    assert set(mamba_np.__all__) <= set(dir(mamba_np))
+
+
+def test_auto_classes_are_doors_to_the_models():
+    folder = FIXTURES / "models" / "base_silu"
+    config = mamba_np.AutoConfig.from_pretrained(folder)
+    assert config == mamba_np.MambaConfig.from_pretrained(folder)
+    for auto, model_class in (
+        (mamba_np.AutoModel, mamba_np.MambaModel),
+        (mamba_np.AutoModelForCausalLM, mamba_np.MambaForCausalLM),
+    ):
+        loaded = auto.from_pretrained(folder, dtype="float64")
+        assert type(loaded) is model_class
+        assert loaded.dtype == "float64"
+        made, same = (make(config, rng=1) for make in (auto.from_config, model_class))
+        assert type(made) is model_class
+        assert np.array_equal(made.params.embeddings, same.params.embeddings)
+
+
+def test_errors_are_one_family_and_what_people_catch():
+    family = [e for e in vars(mamba_np.errors).values() if inspect.isclass(e)]
+    assert all(issubclass(error, mamba_np.MambaError) for error in family)
+    builtin = (ValueError, OSError, ArithmeticError, RuntimeError)
+    others = [e for e in family if e is not mamba_np.MambaError]
+    assert len(others) >= 9
+    assert [e.__name__ for e in others if not issubclass(e, builtin)] == []
+
+
+# --- what is shipped -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """The built (sdist, wheel)."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(archives):
+    with zipfile.ZipFile(archives[1]) as wheel:
+        names = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        licences = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
+    package = ROOT / "mamba_np"
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == expected
+    assert {"mamba_np/py.typed", "mamba_np/models/starter/model.safetensors"} <= names
+    assert len(licences) == 1
+
+
+@pytest.mark.slow
+def test_wheel_works_without_the_repository(archives, tmp_path):
+    with zipfile.ZipFile(archives[1]) as wheel:
+        wheel.extractall(tmp_path)
+    program = (
+        "import runpy, mamba_np; print(mamba_np.__file__, flush=True);"
+        "runpy.run_module('mamba_np', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "generate", "Once upon a time", "--max-new-tokens", "5"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.stdout.startswith(str(tmp_path)), done.stderr
+    assert "Once upon a time" in done.stdout
+
+
+@pytest.mark.slow
+def test_sdist_holds_what_the_tests_need(archives, tmp_path):
+    shutil.unpack_archive(archives[0], tmp_path)
+    (root,) = tmp_path.iterdir()
+    for name in ("LICENSE", "README.md", "CHANGELOG.md", "Makefile", "tools/check.py"):
+        assert (root / name).is_file()
+    for folder in ("mamba_np", "tests", "docs"):
+        tracked = {
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        assert tracked == {name for name in tracked if (root / name).is_file()}
+
+
+def test_bundled_model_has_its_files_and_its_card():
+    names = {path.name for path in bundled_model_path().iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+
+
+# --- README ----------------------------------------------------------------------------------
+
+
+def blocks(language):
+    """Return the code blocks of the README in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_readme_python_runs_in_order(tmp_path):
+    """The blocks run as one program; the published name leads to a reference checkpoint."""
+    cache = tmp_path / "hub"
+    fake_hub.publish(cache, "state-spaces/mamba-130m-hf", FIXTURES / "models" / "base_silu")
+    printed = fake_hub.run_offline("\n".join(blocks("python")), cache, tmp_path)
+    story, *_, state, published = printed.splitlines()
+    assert story.startswith("Once upon a time")
+    assert state.startswith("True MambaCache(")
+    assert published.startswith("['Hey how are you doing?")
+
+
+def shell_commands():
+    lines = "".join(blocks("sh")).splitlines()
+    return [command for line in lines for command in line.split(" && ")]
+
+
+def test_readme_shell_commands_are_of_known_kinds():
+    """Each is run, here or in the tests around; a new kind needs a test of its own."""
+    known = ("git clone <this repository> ", "cd ", "make ", "pip install .", "mamba-np ")
+    assert [c for c in shell_commands() if not c.startswith(known)] == []
+    assert len(shell_commands()) >= 4
+
+
+@pytest.mark.parametrize("target", sorted({*re.findall(r"(?:^|`)make (\w+)", README, re.M)}))
+def test_readme_make_targets_exist(target):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_demo_is_the_command_that_the_readme_shows():
+    (shown,) = (command for command in shell_commands() if command.startswith("mamba-np "))
+    assert f"/bin/{shown}\n" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_readme_subcommands_exist():
+    from mamba_np.cli import cli
+
+    for name in set(re.findall(r"mamba-np (\w+)", README)):
+        done = CliRunner().invoke(cli, [name, "--help"])
+        assert done.exit_code == 0, done.output
+
+
+def test_console_script_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["scripts"] == {"mamba-np": "mamba_np.cli:main"}
+    assert project["requires-python"] == ">=3.11"

@@ -1,0 +1,126 @@
+"""The examples of the Mamba page of transformers' documentation run with one import changed.
+
+They are written here as they stand there; ``translate`` makes the change. The name of the published
+checkpoint leads to a small reference checkpoint, through huggingface_hub's own cache. What is
+expected was made with transformers 5.23.0 and torch 2.13.0 from the same files.
+"""
+
+import json
+
+import fake_hub
+import pytest
+from conftest import FIXTURES
+from tolerances import assert_close_to_scale, tolerance
+
+GENERATION = """
+from transformers import MambaConfig, MambaForCausalLM, AutoTokenizer
+import torch
+
+tokenizer = AutoTokenizer.from_pretrained("state-spaces/mamba-130m-hf")
+model = MambaForCausalLM.from_pretrained("state-spaces/mamba-130m-hf")
+input_ids = tokenizer("Hey how are you doing?", return_tensors= "pt")["input_ids"]
+
+out = model.generate(input_ids, max_new_tokens=10)
+print(tokenizer.batch_decode(out))
+"""
+
+CONFIGURATION = """
+from transformers import MambaConfig, MambaModel
+
+# Initializing a Mamba configuration
+configuration = MambaConfig()
+
+# Initializing a model (with random weights) from the configuration
+model = MambaModel(configuration)
+
+# Accessing the model configuration
+configuration = model.config
+"""
+
+MODEL = """
+from transformers import AutoTokenizer, MambaModel
+import torch
+
+tokenizer = AutoTokenizer.from_pretrained("state-spaces/mamba-130m-hf")
+model = MambaModel.from_pretrained("state-spaces/mamba-130m-hf")
+
+inputs = tokenizer("Hello, my dog is cute", return_tensors="pt")
+outputs = model(**inputs)
+
+last_hidden_states = outputs.last_hidden_state
+"""
+
+CAUSAL_LM = """
+import torch
+from transformers import AutoTokenizer, MambaForCausalLM
+
+tokenizer = AutoTokenizer.from_pretrained("state-spaces/mamba-130m-hf")
+model = MambaForCausalLM.from_pretrained("state-spaces/mamba-130m-hf")
+
+inputs = tokenizer("Hello, my dog is cute", return_tensors="pt")
+outputs = model(**inputs, labels=inputs["input_ids"])
+loss = outputs.loss
+logits = outputs.logits
+"""
+
+NEW_IDS = [53, 53, 230, 24, 140, 266, 6, 234, 230, 267]
+NEW_TEXT = "UU\ufffd8\ufffdmo&\ufffd\ufffdat"
+HIDDEN_LAST = [0.1220788, -0.4242943, 0.8028543, -0.0927813, -0.356661, 0.9300752, 1.7345277]
+LOGITS_LAST = [-1.3380671, -1.7090147, -0.9251021, -2.7647913, -1.128188, -0.1106672, 1.7337208]
+LOSS = 7.425483703613281
+
+
+def translate(example: str) -> str:
+    """Return an example of the page for this package."""
+    example = example.replace("import torch\n", "").replace("transformers", "mamba_np")
+    return example.replace('"pt"', '"np"')
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run an example as a program; return what the lines in ``report`` print as JSON."""
+
+    def run(example: str, report: str) -> tuple[list[str], dict]:
+        cache = tmp_path / "hub"
+        fake_hub.publish(cache, "state-spaces/mamba-130m-hf", FIXTURES / "models" / "base_silu")
+        report = f"\nimport json\nprint(json.dumps({report}))\n"
+        printed = fake_hub.run_offline(translate(example) + report, cache, tmp_path)
+        *lines, last = printed.splitlines()
+        return lines, json.loads(last)
+
+    return run
+
+
+def test_generation(run):
+    lines, found = run(GENERATION, "{'prompt': input_ids.tolist(), 'out': out.tolist()}")
+    assert found["out"] == [found["prompt"][0] + NEW_IDS]
+    assert lines == [repr(["Hey how are you doing?" + NEW_TEXT])]
+
+
+def test_configuration(run):
+    report = (
+        "{'same': model.config is configuration, 'sizes': [configuration.hidden_size, "
+        "configuration.num_hidden_layers, configuration.vocab_size, configuration.state_size],"
+        "'parameters': model.num_parameters()}"
+    )
+    _, found = run(CONFIGURATION, report)
+    assert found["same"]
+    V, D, E, N, R, K = 50280, 768, 1536, 16, 48, 4
+    block = D + 2 * E * D + E * K + E + (R + 2 * N) * E + E * R + E + E * N + E + D * E
+    assert found["sizes"] == [D, 32, V, N]
+    assert found["parameters"] == V * D + 32 * block + D
+
+
+def test_model(run):
+    report = "{'shape': last_hidden_states.shape, 'last': last_hidden_states[0, -1].tolist()}"
+    _, found = run(MODEL, report)
+    assert found["shape"] == [1, 19, 64]
+    assert_close_to_scale(found["last"][:7], HIDDEN_LAST, tolerance("model", "float32"))
+
+
+def test_causal_lm(run):
+    report = "{'loss': float(loss), 'shape': logits.shape, 'last': logits[0, -1].tolist()}"
+    _, found = run(CAUSAL_LM, report)
+    assert found["shape"] == [1, 19, 323]
+    assert_close_to_scale(found["last"][:7], LOGITS_LAST, tolerance("model", "float32"))
+    assert_close_to_scale(found["loss"], LOSS, tolerance("model", "float32"), "loss")

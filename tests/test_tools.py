@@ -1,0 +1,181 @@
+"""The gates of tools/check.py hold for this repository, and each of them can fail."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_check():
+    spec = importlib.util.spec_from_file_location("check", ROOT / "tools" / "check.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+check = load_check()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Write files into an empty repository and return its root."""
+
+    def write(**texts: str) -> Path:
+        for name, text in texts.items():
+            path = tmp_path / name.replace("__", "/").replace("_py", ".py").replace("_md", ".md")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8")
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("gate", check.GATES, ids=lambda gate: gate.__name__)
+def test_gate_holds_here(gate):
+    assert gate(ROOT) == []
+
+
+# --- formulas --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("y = np.exp(x)", "np.exp"),
+        ("y = math.sqrt(x)", "math.sqrt"),
+        ("y = jit(np.log1p)(x)", "np.log1p"),
+        ("y = x.tanh()", "x.tanh"),
+        ("from math import exp\ny = exp(x)", "exp"),
+        ("y = x ** 2", "**"),
+    ],
+)
+def test_formulas_are_found_in_kernels(repository, line, found):
+    root = repository(mamba_np__kernels__cpu_py=line)
+    (problem,) = check.formulas(root)
+    assert problem.startswith("mamba_np/kernels/cpu.py:")
+    assert f": {found}: " in problem
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "y = eq.exp(x)",
+        "from ..equations import exp\ny = exp(x)",
+        "LIMIT = 2**20",
+        "y = x * x",
+        "y = x.export()",
+    ],
+)
+def test_formulas_allows_what_comes_from_equations(repository, line):
+    assert check.formulas(repository(mamba_np__kernels__cpu_py=line)) == []
+
+
+def test_formulas_looks_only_where_engines_are(repository):
+    root = repository(mamba_np__sampling_py="y = np.exp(x)", mamba_np__reference_py="y = np.exp(x)")
+    assert [p.partition(":")[0] for p in check.formulas(root)] == ["mamba_np/reference.py"]
+
+
+# --- sizes -----------------------------------------------------------------------------------
+
+
+def test_sizes_of_files(repository):
+    root = repository(mamba_np__a_py="x = 1\n" * 350, mamba_np__b_py="x = 1\n" * 351)
+    assert check.sizes(root) == ["mamba_np/b.py: 351 lines, at most 350"]
+
+
+def test_sizes_of_bodies_without_their_docstrings(repository):
+    docstring = '    """Return.\n' + "\n" * 50 + '    """\n'
+    fits = "def fits():\n" + docstring + "    x = 1\n" * 60
+    long = "def long():\n" + docstring + "    x = 1\n" * 61
+    root = repository(mamba_np__a_py=fits, mamba_np__b_py=long)
+    assert check.sizes(root) == ["mamba_np/b.py:1: long: body of 61 lines, at most 60"]
+
+
+def test_sizes_of_parameter_lists(repository):
+    nine, ten = (", ".join("abcdefghij"[:n]) for n in (9, 10))
+    text = (
+        f"def fits({nine}): pass\n"
+        f"def many({ten}): pass\n"
+        f"def split(a, b, *, {', '.join('cdefghij')}): pass\n"
+        f"def generate({ten}): pass\n"
+        f"class C:\n    def fits(self, {nine}): pass\n    def many(self, {ten}): pass\n"
+    )
+    found = [problem.split(": ")[1] for problem in check.sizes(repository(mamba_np__a_py=text))]
+    assert found == ["many", "split", "C.many"]
+
+
+# --- tests -----------------------------------------------------------------------------------
+
+
+def test_missing_tests_are_found(repository):
+    root = repository(
+        mamba_np__a_py="",
+        mamba_np__b_py="",
+        mamba_np__pack__c_py="",
+        mamba_np__pack__d_py="",
+        mamba_np__kit__e_py="",
+        tests__test_a_py="",
+        tests__test_pack_c_py="",
+        tests__test_kit_py="",
+    )
+    assert [problem.partition(":")[0] for problem in check.tests_exist(root)] == [
+        "mamba_np/b.py",
+        "mamba_np/pack/d.py",
+    ]
+
+
+@pytest.mark.parametrize("line", ["import mamba_np", "from mamba_np.equations import silu"])
+def test_oracle_that_imports_the_package_is_found(repository, line):
+    assert len(check.independent_oracle(repository(tests__naive_py=f"import math\n{line}"))) == 1
+    assert check.independent_oracle(repository(tests__naive_py="import math\n")) == []
+
+
+# --- text ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["home", "Users", "root", "opt"])
+def test_machine_paths_are_found(repository, folder):
+    root = repository(README_md=f"first\nsee /{folder}/somebody/model for more", a_py="x = '/h/y'")
+    (problem,) = check.machine_paths(root)
+    assert problem.startswith("README.md:2:")
+
+
+def test_machine_paths_allows_addresses(repository):
+    root = repository(README_md="https://example.org/home/somebody and docs/root/x and a/opt/b")
+    assert check.machine_paths(root) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[a](missing.md)", "missing file: missing.md"),
+        ("[a](missing.md#part)", "missing file: missing.md#part"),
+        ("`mamba_np/missing.py`", "missing file: mamba_np/missing.py"),
+        ("`tests/test_a.py::test_gone`", "missing test: tests/test_a.py::test_gone"),
+        ("[a](a.md) [b](a.md#x) [c](https://x.org/y) `tests/test_a.py::test_here`", None),
+    ],
+)
+def test_dead_links_are_found(repository, text, problem):
+    root = repository(docs__a_md=text, tests__test_a_py="def test_here():\n    pass\n")
+    found = check.links(root)
+    assert len(found) == (problem is not None)
+    assert problem is None or found[0].endswith(problem)
+
+
+def test_version_without_a_changelog_entry_is_found(repository, tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+    assert len(check.changelog(repository(CHANGELOG_md="# Changes\n\n## 1.2.2\n"))) == 1
+    assert check.changelog(repository(CHANGELOG_md="# Changes\n\n## 1.2.3\n")) == []
+
+
+def test_main_reports_and_fails(repository, tmp_path, capsys):
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "1.2.3"\n')
+    root = repository(CHANGELOG_md="## 1.2.3\n", README_md="fine\n")
+    assert check.main(root) == 0
+    repository(README_md="[x](gone.md)\n")
+    assert check.main(root) == 1
+    assert "README.md:1: link to a missing file: gone.md [links]" in capsys.readouterr().out

@@ -1,0 +1,64 @@
+"""Every tolerance of the tests, by step and dtype, with its reason.
+
+All are relative to scale: max |actual - expected| <= tolerance * max |expected|. A test that needs
+another one adds a row here and says why; no test loosens a row for itself. Machine epsilon is
+2.2e-16 in float64 and 1.2e-7 in float32.
+"""
+
+import numpy as np
+
+TOLERANCES = {
+    # The oracle against float64 references that another program made; measured: 1e-15.
+    ("oracle", "float64"): 1e-12,
+    # One elementary function, error relative to each value: a few roundings of the formula.
+    ("equation", "float64"): 2e-15,
+    ("equation", "float32"): 1e-6,
+    # One step of the model (norm, convolution, selection, scan, ...) on well-scaled random input:
+    # sums of up to some hundred terms. Measured: 1e-15 and 5e-7.
+    ("step", "float64"): 1e-13,
+    ("step", "float32"): 2e-6,
+    # The scan over thousands of steps: decays forget, so errors do not add up with length.
+    ("scan", "float64"): 1e-13,
+    ("scan", "float32"): 2e-6,
+    # A whole trained model against float64 references. transformers' own float32 is at 2e-7 to
+    # 7e-7; float64 differs by the order of sums alone.
+    ("model", "float64"): 1e-11,
+    ("model", "float32"): 5e-6,
+    # The same numbers by two routes through a small random model (split, padded, batched, ...):
+    # only the order of sums differs.
+    ("law", "float64"): 1e-12,
+    ("law", "float32"): 2e-5,
+    # Logits of the published 130m model, |logit| < 70: transformers' own bar is 1e-3 absolute.
+    ("published", "float32"): 2e-5,
+}
+
+TORCH_FACTOR = 1.5
+"""How much further from float64 than PyTorch's float32 our float32 may be."""
+
+ROUNDING_FLOOR = {"float32": 2.4e-7}
+"""Being closer to float64 than PyTorch below this is luck: two units in the last place of the
+largest value, what a product and a sum make of inputs that are themselves rounded."""
+
+
+def tolerance(step, dtype):
+    """Return the tolerance of a step for a dtype given as a dtype or by name."""
+    return TOLERANCES[step, np.dtype(dtype).name]
+
+
+def error_to_scale(actual, expected):
+    """Return max |actual - expected| / max |expected|; NaN if either holds NaN."""
+    actual, expected = (np.asarray(a, np.float64) for a in (actual, expected))
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    difference = np.max(np.abs(actual - expected), initial=0)
+    scale = np.max(np.abs(expected), initial=0)
+    return float(difference if scale == 0 else difference / scale)
+
+
+def assert_close_to_scale(actual, expected, rtol, name="array"):
+    """Fail, with the measured value, unless max |difference| <= rtol * max |expected|."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, (
+        f"{name}: expected shape {expected.shape}, found {actual.shape}"
+    )
+    measured = error_to_scale(actual, expected)
+    assert measured <= rtol, f"{name}: error {measured:.3g} of scale, allowed {rtol:.3g}"
