@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .decoding import GOES_ON, Reader, Stopping, Texts
+from .equations import log_softmax
 from .errors import NonFiniteError
 from .generation_config import GenerationConfig
-from .sampling import Scorer, check_scores, log_softmax
+from .sampling import Scorer, check_scores
 
 
 class Hypothesis(NamedTuple):
@@ -147,7 +148,9 @@ def search(
     logits = reader.read_prompt(beams.width)
     while True:
         check_scores(logits, texts.count + 1, "logits")
-        scores = scorer(log_softmax(logits), texts.history, texts.ids, texts.count)
+        scores = scorer(
+            log_softmax(logits.astype(np.float64)), texts.history, texts.ids, texts.count
+        )
         keep(scores, logits, reader.hidden_states)
         found = beams.candidates(scores)
         reasons = _reasons(found, texts, stopping, scores)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .equations import softmax
 from .errors import InputError, NonFiniteError
 from .generation_config import GenerationConfig
 
@@ -103,19 +104,7 @@ def _remove(scores: NDArray, order: NDArray, removed: NDArray) -> NDArray:
     return np.where(unsorted, -np.inf, scores)
 
 
-# --- probabilities and draws -------------------------------------------------------------------
-
-
-def softmax(scores: NDArray) -> NDArray:
-    """Return probabilities (B, V) in float64."""
-    weights = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def log_softmax(scores: NDArray) -> NDArray:
-    """Return log-probabilities (B, V) in float64."""
-    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+# --- draws -------------------------------------------------------------------------------------
 
 
 def row_generators(

@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
 from cli_runner import PROMPT, error_of, json_of, output_of, run
+from safetensors.numpy import load_file, save_file
 
 from mamba_np import AutoTokenizer, MambaForCausalLM, __version__
 from mamba_np.bundled import bundled_model_path
@@ -74,6 +76,28 @@ def test_errors_are_one_line_and_debug_shows_the_traceback(tmp_path, monkeypatch
     assert error_of(*args)
 
 
+def test_a_model_without_tokenizer_can_borrow_one(model_path):
+    folder = model_path("sharded_bf16")
+    assert error_of("generate", "a", "-m", folder).endswith("--tokenizer names another one to use")
+    # Ids are all that counts: "!" is 1 in the vocabulary that is borrowed.
+    report = json_of("generate", "!!", "-m", folder, "--tokenizer", bundled_model_path(), "-n", 2)
+    ids = AutoTokenizer.from_pretrained(bundled_model_path()).encode("!!")
+    assert report["prompt_ids"] == ids
+    model = MambaForCausalLM.from_pretrained(folder)
+    assert report["ids"] == model.generate([ids], max_new_tokens=2)[0, len(ids) :].tolist()
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_one_line_on_stderr(tmp_path, model_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_path("base_silu"), folder)
+    tensors = load_file(folder / "model.safetensors") | {"rotary": np.zeros(3, np.float32)}
+    save_file(tensors, folder / "model.safetensors")
+    result = run("generate", "a", "-m", folder, "-n", 1)
+    assert result.exit_code == 0
+    assert result.stderr == f"warning: {folder}: tensors that are not used: rotary\n"
+
+
 def test_errors_after_some_text_start_on_a_line_of_their_own(monkeypatch):
     def fail(*_, **__):
         raise MemoryError
@@ -86,7 +110,7 @@ def test_errors_after_some_text_start_on_a_line_of_their_own(monkeypatch):
 
 # --- score -----------------------------------------------------------------------------------
 
-BOOK = "Once upon a time there was a king. He was “old”, and he didn't speak.\n\n" * 40
+BOOK = "Once upon a time there was a king. He was “old”, and he didn't speak.\n\n" * 10
 
 
 def test_score_prints_what_the_library_finds(tmp_path, model, tokenizer):
@@ -148,6 +172,7 @@ def test_progress_is_shown_on_terminals_alone(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "stderr", terminal)
         with _progress(stream) as show:
             show(Score(-100.0, 50, 400))
+            time.sleep(0.15)  # bars are drawn ten times a second at most
             show(Score(-200.0, 100, 1000))
     assert "perplexity 7.389" in terminal.getvalue()
     assert "1.00k/1.00k" in terminal.getvalue()

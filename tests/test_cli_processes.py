@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -91,3 +92,18 @@ def test_a_closed_pipe_ends_quietly():
         stderr = process.stderr.read()
         assert process.wait(timeout=60) == 141
     assert stderr == b""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("redirection", "code", "stdout", "stderr"),
+    [
+        ("2>&-", 0, f"{PROMPT}\n", ""),
+        (">&-", 0, "", ""),
+        (">/dev/full", 1, "", "error: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_streams_that_cannot_be_written(redirection, code, stdout, stderr):
+    line = f"{shlex.join([*COMMAND, 'generate', PROMPT, '-n', '0'])} {redirection}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, stdout, stderr)

@@ -11,6 +11,7 @@ import time
 import unicodedata
 from pathlib import Path
 
+import fake_hub
 import numpy as np
 import pytest
 import tokenizers
@@ -902,3 +903,15 @@ def test_subfolder(tmp_path):
     shutil.copytree(BASE, tmp_path / "repo" / "inner")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "repo", subfolder="inner")
     assert len(tokenizer) == 323
+
+
+def test_hub_name(tmp_path):
+    cache, options = tmp_path / "cache", {"local_files_only": True}
+    fake_hub.publish(cache, "someone/whole", BASE)
+    tokenizer = AutoTokenizer.from_pretrained("someone/whole", cache_dir=cache, **options)
+    assert tokenizer.encode("state space") == [321, 268, 313]
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    fake_hub.publish(cache, "state-spaces/mamba-130m", tmp_path / "bare")
+    with pytest.raises(FileMissingError, match="EleutherAI/gpt-neox-20b"):
+        AutoTokenizer.from_pretrained("state-spaces/mamba-130m", cache_dir=cache, **options)

@@ -191,6 +191,30 @@ def test_no_prompt_starts_from_bos(pair):
     np.testing.assert_array_equal(ours.generate(**options), expected)
 
 
+@pytest.mark.parametrize("prompt", ["state space model", "Hey how are you", "selective scan delta"])
+def test_stop_strings_end_at_the_same_tokens(model_path, prompt):
+    path = model_path("base_silu")
+    ours = MambaForCausalLM.from_pretrained(path)
+    peer = transformers.MambaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path)
+    ids = np.array([tokenizer(prompt)["input_ids"]])
+    free = ours.generate(ids, max_new_tokens=30, eos_token_id=None)[0, ids.shape[1] :]
+    text = tokenizer.decode(free)
+    # Half characters decode to U+FFFD, which is text to us and bytes to transformers: left out.
+    found_in_text = {text[i : i + n] for n in (1, 2, 5) for i in range(3, len(text) - n)}
+    strings = sorted(s for s in found_in_text if s.isascii())[::4]
+    assert len(strings) >= 3
+    lengths = set()
+    for stop in (*strings, ["no such text", strings[0]]):
+        options = {"max_new_tokens": 30, "eos_token_id": None, "tokenizer": tokenizer}
+        expected = theirs(peer, ids, stop_strings=stop, **options).numpy()
+        ended = ours.generate(ids, stop_strings=stop, **options)
+        np.testing.assert_array_equal(ended, expected)
+        lengths.add(ended.shape[1] - ids.shape[1])
+    assert len(lengths) >= 2
+    assert min(lengths) < 30
+
+
 @pytest.mark.parametrize(
     "options",
     [

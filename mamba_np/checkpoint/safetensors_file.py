@@ -45,11 +45,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     path = require_regular_file(path)
     try:
-        offset, hint = _data_start(path)
+        with open(path, "rb") as file:
+            first = file.read(32)
+        offset, hint = _data_start(path, first)
         with safe_open(path, framework="numpy") as file:
             parts = [(name, file.get_slice(name)) for name in file.offset_keys()]
             contents = [(name, p.get_dtype(), tuple(p.get_shape())) for name, p in parts]
-    except (SafetensorError, ValueError) as error:
+    except SafetensorError as error:
         raise CheckpointError(
             f"{path}: expected a safetensors file, found: {error}{hint}"
         ) from None
@@ -73,10 +75,8 @@ def _tensors(
     return tensors
 
 
-def _data_start(path: Path) -> tuple[int, str]:
+def _data_start(path: Path, first: bytes) -> tuple[int, str]:
     """Return where the numbers start, and what to add to an error about the header."""
-    with open(path, "rb") as file:
-        first = file.read(32)
     hint = next((h for magic, h in FOREIGN.items() if first.startswith(magic)), TRUNCATED)
     length = int.from_bytes(first[:8], "little")
     if len(first) >= 8 and length > HEADER_LIMIT:

@@ -47,11 +47,15 @@ def load_model(source: Source, dtype: str, backend: str) -> Any:
 
 def load_tokenizer(source: Source, tokenizer: str | None) -> Any:
     """Return the tokenizer of a source, or the one named in its place."""
+    from ..errors import FileMissingError
     from ..tokenizer import AutoTokenizer
 
-    if tokenizer is None:
+    if tokenizer is not None:  # the revision is the model's
+        return AutoTokenizer.from_pretrained(tokenizer, **source.hub | {"revision": None})
+    try:
         return AutoTokenizer.from_pretrained(source.name, **source.hub)
-    return AutoTokenizer.from_pretrained(tokenizer, **source.hub | {"revision": None})
+    except FileMissingError as error:
+        raise FileMissingError(f"{error}; --tokenizer names another one to use") from None
 
 
 # --- options ---------------------------------------------------------------------------------
@@ -146,6 +150,13 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def dtype_name(tensor: Any) -> str:
+    """Return NumPy's name of a stored tensor's dtype; an unknown dtype stays as it is."""
+    from ..checkpoint.tensors import STORED
+
+    return STORED[tensor.dtype].name if tensor.dtype in STORED else tensor.dtype
 
 
 def format_bytes(count: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .common import DTYPES, format_bytes, hub_options, source_of
+from .common import DTYPES, dtype_name, format_bytes, hub_options, source_of
 
 
 @click.command("convert", short_help="Write a checkpoint as Hugging Face safetensors.")
@@ -84,11 +84,14 @@ def _check_target(target: Path, source: Path, force: bool) -> None:
 
 
 def stored_dtype(folder: Path) -> str:
-    """Return the dtype in which the files of a folder keep the embedding matrix."""
+    """Return the dtype in which the files of a folder keep the embedding matrix.
+
+    Where there is none, or one of no known dtype, any will do: loading says what is wrong.
+    """
     from ..checkpoint import headers
 
-    infos = headers(folder)
-    return next(i.dtype for name, i in infos.items() if "embedding" in name)
+    embeddings = (info for name, info in headers(folder).items() if "embeddings" in name)
+    return next((dtype_name(info) for info in embeddings if dtype_name(info) in DTYPES), "float32")
 
 
 def _copy_others(source: Path, target: Path) -> None:

@@ -126,15 +126,14 @@ def command(model: str | None, **options: Any) -> None:
 
     from .session import Printer, Session
 
-    tokenizer = load_tokenizer(source, options["tokenizer"])
     network = load_model(source, options["dtype"], options["backend"])
+    tokenizer = load_tokenizer(source, options["tokenizer"])
     session = Session(network, tokenizer, prompt, options["state_in"])
+    echo = prompt if options["echo"] else ""
     with Printer(session.decoder(), None if options["as_json"] else sys.stdout) as printer:
-        printer.write(prompt if options["echo"] and one_text else "")
-        session.run(settings, printer)
+        session.run(settings, printer, echo if one_text else "")
         if not one_text:
-            start = prompt if options["echo"] else ""
-            printer.write(SEPARATOR.join(start + text for text in session.texts()))
+            printer.write(SEPARATOR.join(echo + text for text in session.texts()))
     finish(session, source.name, options)
 
 

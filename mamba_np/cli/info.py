@@ -1,12 +1,14 @@
 """``mamba-np info``: what a checkpoint is, from its headers alone."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .common import (
     DTYPES,
+    dtype_name,
     format_bytes,
     hub_options,
     json_option,
@@ -15,7 +17,7 @@ from .common import (
 )
 
 GROUPS = (  # in the order of the forward pass
-    ("embeddings", ("embeddings.", "embedding.")),
+    ("embeddings", ("embeddings.",)),
     ("norms", ("norm.", "norm_f.")),
     ("in_proj", ("in_proj.",)),
     ("conv1d", ("conv1d.",)),
@@ -65,7 +67,6 @@ def describe(name: str, hub: dict[str, Any]) -> dict[str, Any]:
     config = MambaConfig.from_file(folder / CONFIG_NAME)
     tensors = headers(folder)
     learnt = _without_tied_copy(tensors, config)
-    files = sorted({info.file for info in tensors.values()})
     return {
         "model": name,
         "folder": str(folder),
@@ -78,7 +79,7 @@ def describe(name: str, hub: dict[str, Any]) -> dict[str, Any]:
             "float32": _state_bytes(config, 4),
             "float64": _state_bytes(config, 8),
         },
-        "files": {path.name: path.stat().st_size for path in files},
+        "files": {path.name: path.stat().st_size for path in _files(folder, tensors)},
     }
 
 
@@ -86,6 +87,17 @@ def _without_tied_copy(tensors: dict[str, Any], config: Any) -> dict[str, Any]:
     """Leave out a head that is stored although it is the embedding matrix."""
     tied = config.tie_word_embeddings
     return {k: v for k, v in tensors.items() if not (tied and k.startswith("lm_head."))}
+
+
+def _files(folder: Path, tensors: dict[str, Any]) -> list[Path]:
+    """Return the model's files: those that hold tensors, and those with known names."""
+    from .. import hub
+
+    known = (
+        *hub.CONFIG_FILES, *hub.GENERATION_FILES, *hub.TOKENIZER_FILES, *hub.SAFETENSORS_FILES
+    )  # fmt: skip
+    present = {folder / name for name in known if (folder / name).is_file()}
+    return sorted(present | {info.file for info in tensors.values()})
 
 
 def _size(info: Any) -> int:
@@ -103,7 +115,7 @@ def _by_group(tensors: dict[str, Any]) -> dict[str, int]:
 def _by_dtype(tensors: dict[str, Any]) -> dict[str, dict[str, int]]:
     stored: dict[str, dict[str, int]] = {}
     for info in tensors.values():
-        entry = stored.setdefault(info.dtype, {"tensors": 0, "parameters": 0})
+        entry = stored.setdefault(dtype_name(info), {"tensors": 0, "parameters": 0})
         entry["tensors"] += 1
         entry["parameters"] += _size(info)
     return stored

@@ -63,8 +63,8 @@ def command(file: str, model: str | None, **options: Any) -> None:
 
     source = source_of(model, options)
     with _open(file) as stream:
-        tokenizer = load_tokenizer(source, options["tokenizer"])
         network = load_model(source, options["dtype"], options["backend"])
+        tokenizer = load_tokenizer(source, options["tokenizer"])
         started = time.perf_counter()
         with _progress(stream) as progress:
             result = score_text(

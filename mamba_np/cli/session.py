@@ -81,20 +81,22 @@ class Session:
 
     # --- making text ---------------------------------------------------------------------------
 
-    def run(self, settings: dict[str, Any], printer: Printer) -> None:
-        """Continue the prompt; ``printer`` gets each token as it is made.
+    def run(self, settings: dict[str, Any], printer: Printer, echo: str = "") -> None:
+        """Continue the prompt; ``printer`` gets ``echo`` and then each token as it is made.
 
-        Ctrl-C ends it early: what there is stays, and ``interrupted`` becomes true.
+        Ctrl-C ends it early: what there is stays, and ``interrupted`` becomes true. With several
+        texts or beams there is nothing to print before all is done.
         """
         settings = settings | {"cache_params": self.cache, "tokenizer": self.tokenizer}
         self._started = self._first = self._last = time.perf_counter()
         try:
             if settings["max_new_tokens"] == 0:
+                printer.write(echo)
                 self._read()
             elif settings.get("num_beams", 1) > 1:
                 self._search(settings)
             else:
-                self._stream(settings, printer)
+                self._stream(settings, printer, echo)
         except KeyboardInterrupt:
             self.interrupted = True
             self.finish_reasons = [reason or "interrupted" for reason in self.finish_reasons]
@@ -116,9 +118,10 @@ class Session:
         self.sequences = [row[:n].tolist() for row, n in zip(new, lengths, strict=True)]
         self.finish_reasons = output.finish_reasons
 
-    def _stream(self, settings: dict[str, Any], printer: Printer) -> None:
+    def _stream(self, settings: dict[str, Any], printer: Printer, echo: str) -> None:
         """Make one text or several token by token; one is printed meanwhile."""
         stream = self.model.stream(np.array([self.ids]), **settings)
+        printer.write(echo)  # not before the settings are known to be good
         rows = len(stream.finish_reasons)
         self.sequences, self.finish_reasons = [[] for _ in range(rows)], [""] * rows
         for tokens in stream:
