@@ -4,7 +4,8 @@ Masked tokens are absent: each row's real tokens are moved to the right end of t
 the last column of every row is the token that the next one follows.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -256,3 +257,19 @@ def _answers(index: int, result: Any, rows: int) -> NDArray:
             f"found {result!r}"
         )
     return np.broadcast_to(answers, rows)
+
+
+@contextlib.contextmanager
+def fed(streamer: Any) -> Iterator[Callable[[NDArray], Any]]:
+    """Yield the streamer's ``put``; however it ends, the streamer's reader is not left waiting."""
+    if streamer is None:
+        yield lambda _: None
+        return
+    try:
+        yield streamer.put
+    except BaseException as error:
+        # Raised here, and for whoever reads the text in another thread.
+        getattr(streamer, "fail", lambda _: None)(error)
+        raise
+    finally:
+        streamer.end()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import beam
-from .decoding import GOES_ON, Prompt, Reader, Stopping, StoppingCriterion, Texts
+from .decoding import GOES_ON, Prompt, Reader, Stopping, StoppingCriterion, Texts, fed
 from .errors import InputError
 from .generation_config import GenerationConfig, combine
 from .outputs import ModelOutput
@@ -202,15 +202,10 @@ class GenerationMixin:
                 )
             return _beam_output(task)
         stream = TokenStream(task)
-        try:
-            if streamer is not None:
-                streamer.put(task.texts.ids)
+        with fed(streamer) as put:
+            put(task.texts.ids)
             for tokens in stream:
-                if streamer is not None:
-                    streamer.put(tokens)
-        finally:
-            if streamer is not None:
-                streamer.end()
+                put(tokens)
         return _stream_output(task, stream)
 
     def stream(

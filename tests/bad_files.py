@@ -121,8 +121,8 @@ def header_entry(folder, field, change):
 @bad(CheckpointError, WEIGHTS)
 def duplicate_key_in_the_header(folder):
     header, numbers = sound()
-    again = f'{{"{A_LOG}": {json.dumps(header[A_LOG])}, '.encode()
-    write(folder, forge.safetensors_bytes(again + json.dumps(header).encode()[1:], numbers))
+    again = f', "{A_LOG}": {json.dumps(header[IN_PROJ])}}}'.encode()
+    write(folder, forge.safetensors_bytes(json.dumps(header).encode()[:-1] + again, numbers))
 
 
 @bad(
@@ -701,7 +701,7 @@ def one_storage_for_every_layer(folder):
     pickled(folder, program, {"0": bytes(4 * 10**5)})
 
 
-@bad(CheckpointError, f"{PICKLE}: tensor 'backbone.norm_f.weight'", "(6,), found")
+@bad(CheckpointError, f"{PICKLE}: tensor 'backbone.norm_f.weight'", "found (1, 6)")
 def transposed_strides(folder):
     items, storages = forge.torch_parts(forge.tensors())
     items["backbone.norm_f.weight"] = forge.pickled_tensor("0", 66, (6, 11), strides=(1, 6))

@@ -77,6 +77,8 @@ for name in json.loads(sys.argv[3]):
         print(name, "was not refused")
     except MambaError:
         pass
+    except Exception as error:
+        print(name, repr(error))
     slowest = max(slowest, (time.monotonic() - start, name))
 print(json.dumps([forge.peak_memory() / 1e6, *slowest]))
 """

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 from cli_runner import PROMPT, error_of, json_of, output_of, run
 
-from mamba_np import AutoTokenizer, MambaCache, MambaForCausalLM
+from mamba_np import AutoTokenizer, MambaCache, MambaForCausalLM, Tokenizer
 from mamba_np.bundled import bundled_model_path
 from mamba_np.cli.generate import PASSED_ON, generation_settings
+from mamba_np.cli.session import Session
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +171,30 @@ def test_several_texts(tokenizer):
     alone = json_of("generate", PROMPT, "-n", 8, "--seed", 5)
     assert alone["ids"] == report["ids"]
     assert "sequences" not in alone
+
+
+def test_several_texts_end_each_at_its_own_place(tokenizer):
+    options = ["--num-return-sequences", 4, "--seed", 1, "--stop", "the", "-n", 40]
+    sequences = json_of("generate", PROMPT, *options)["sequences"]
+    assert len({len(s["ids"]) for s in sequences}) > 1
+    for sequence in sequences:
+        stopped = "the" in sequence["text"]
+        assert sequence["finish_reason"] == ("stop" if stopped else "length")
+        assert len(sequence["ids"]) <= 40
+        if stopped:  # nothing follows the token that ends it
+            assert "the" not in tokenizer.decode(sequence["ids"][:-1])
+
+
+def test_a_space_between_prompt_and_text_stays(model):
+    # Decoders of this kind drop the space that begins a text.
+    words = {"<unk>": 0, "▁a": 1, "▁king": 2}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    backend.decoder = tokenizers.decoders.Metaspace()
+    session = Session(model, Tokenizer(backend), "a")
+    assert session.ids == [1]
+    session.sequences = [[2, 1]]
+    assert session.texts() == [" king a"]
 
 
 def test_beams_find_what_the_library_finds(model, tokenizer):

@@ -400,6 +400,18 @@ class Recorder:
         self.ended += 1
 
 
+def test_the_reader_of_a_streamer_gets_the_error_that_ended_the_text():
+    class Failing(Recorder):
+        def fail(self, error):
+            self.failure = error
+
+    streamer = Failing(fail_at=2, error=RuntimeError("no paper"))
+    with pytest.raises(RuntimeError, match="no paper"):
+        ToyModel().generate(PROMPT, max_new_tokens=5, streamer=streamer)
+    assert streamer.failure is streamer.error
+    assert streamer.ended == 1
+
+
 def test_a_streamer_gets_the_prompt_then_every_token():
     streamer, model = Recorder(), ToyModel()
     text = model.generate(PROMPT, max_new_tokens=5, streamer=streamer)

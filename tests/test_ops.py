@@ -402,7 +402,7 @@ def conv_inputs(rng, dtype, dim, length, width, batch=2, channels_last=False):
     "case",
     pairwise(
         length=CONV_LENGTHS,
-        dim=[64, 4128],
+        dim=[64, 64, 64, 4128],  # the large one as seldom as its pairs allow
         width=[1, 2, 3, 4, 5],
         bias=BOOLEANS,
         activation=[None, "silu", "swish"],

@@ -444,11 +444,12 @@ def test_saved_tokenizer_is_the_same(tmp_path, starter):
 
 
 def test_saving_over_older_files_wins(tmp_path):
-    folder = folder_with(tmp_path / "t", None, {}, {"pad_token": EOT, "eos_token": EOT})
+    config, special = {"bos_token": EOT}, {"pad_token": EOT, "eos_token": EOT}
+    folder = folder_with(tmp_path / "t", None, config, special)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.pad_token == EOT
     tokenizer.pad_token = "a"
-    tokenizer.eos_token = None
+    tokenizer.bos_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
     assert AutoTokenizer.from_pretrained(folder).special_tokens_map == {"pad_token": "a"}
 

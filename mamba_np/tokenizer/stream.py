@@ -69,9 +69,7 @@ class ByteStream:
 
     def flush(self) -> str:
         """Return U+FFFD for an unfinished character, else ""; then start anew."""
-        text = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return text
+        return self._utf8.decode(b"", final=True)
 
 
 class WindowStream:

@@ -41,8 +41,6 @@ class Tokenizer:
     pad_token, pad_token_id = SpecialToken(), SpecialTokenId()
 
     def __init__(self, backend: "tokenizers.Tokenizer", settings: TokenizerSettings | None = None):
-        import tokenizers
-
         settings = settings or TokenizerSettings()
         self.backend = backend
         self.special_tokens_map = dict(settings.special)
@@ -52,8 +50,7 @@ class Tokenizer:
         backend.no_padding()  # both are done per call here: the backend's are shared by threads
         backend.no_truncation()
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
-        missing = [token for token in self.all_special_tokens if token not in added]
-        backend.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in missing])
+        backend.add_special_tokens([t for t in self.all_special_tokens if t not in added])
         self._special_ids = {
             i for i, token in backend.get_added_tokens_decoder().items() if token.special
         }
