@@ -6,6 +6,7 @@ which an engine streams through them. The outside arrays are views: writing to t
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -107,10 +108,13 @@ class MambaCache:
 
     # --- files ---------------------------------------------------------------------------------
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None
+    ) -> None:
         """Write the states to a safetensors file, whole or not at all.
 
         The tensors are ``conv_states`` (blocks, B, E, K) and ``ssm_states`` (blocks, B, E, N).
+        ``metadata`` is kept in the file's header, for the caller's own use.
         """
         from safetensors.numpy import save_file
 
@@ -118,9 +122,9 @@ class MambaCache:
             "conv_states": np.ascontiguousarray(self._conv.swapaxes(2, 3)),
             "ssm_states": np.ascontiguousarray(self._ssm.swapaxes(2, 3)),
         }
-        metadata = {"format": FILE_FORMAT, "fingerprint": self.fingerprint or ""}
+        own = {"format": FILE_FORMAT, "fingerprint": self.fingerprint or ""}
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+            save_file(tensors, temporary, metadata={**(metadata or {}), **own})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MambaCache":

@@ -149,6 +149,18 @@ def log_softmax(scores):
     return shifted - np.log(np.sum(exp(shifted), axis=-1, keepdims=True))
 
 
+def log_probability(scores, targets):
+    """Return ``log_softmax(scores)`` at each target alone, in float64.
+
+    ``scores`` (..., V), ``targets`` (...). Exponentials are in the dtype of the scores, sums in
+    float64: the error is that of the scores themselves.
+    """
+    top = np.max(scores, axis=-1, keepdims=True)
+    total = np.sum(exp(scores - top), axis=-1, dtype=np.float64)
+    chosen = np.take_along_axis(scores, targets[..., None], axis=-1).astype(np.float64) - top
+    return chosen[..., 0] - np.log(total)
+
+
 def softmax(scores):
     """Return probabilities proportional to e**scores; a score of -inf gets none."""
     weights = exp(scores - np.max(scores, axis=-1, keepdims=True))

@@ -47,6 +47,7 @@ def locate(
 
     A folder of that name wins over a hub id; nothing is then downloaded, and files that are not
     there are the reader's to report. Of a hub repository, only the files that match are fetched.
+    A path object is never taken for a hub id.
     Raises FileMissingError if there is neither, or if the hub cannot give the files, saying why;
     UnsafeFileError for a ``subfolder`` that leaves the model.
     """

@@ -196,8 +196,7 @@ def cross_entropy(logits, labels):  # (B L V), (B L) -> ()
     total, count = 0.0, 0
     for scores, targets in zip(logits[:, :-1], labels[:, 1:], strict=True):  # a row at a time
         (places,) = np.nonzero(targets != IGNORED_LABEL)
-        log_p = eq.log_softmax(scores[places].astype(np.float64, copy=False))
-        total -= log_p[np.arange(len(places)), targets[places]].sum()
+        total -= eq.log_probability(scores[places], targets[places]).sum()
         count += len(places)
     return np.float64(total / count if count else np.nan)
 

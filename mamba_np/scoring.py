@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .equations import log_probability
 from .errors import InputError, NonFiniteError
 
 CHUNK_SIZE = 512
@@ -111,22 +112,19 @@ def running_scores(
 def log_probabilities(logits: NDArray, targets: NDArray) -> NDArray:
     """Return the log-probability of each target, float64 (L), for logits (L, V), targets (L).
 
-    Exponentials are taken relative to each row's largest logit, in the dtype of the logits, and
-    summed in float64: within 1e-6 of float64 throughout. Raises NonFiniteError.
+    Raises NonFiniteError.
     """
     result = np.empty(len(targets))
     for start in range(0, len(targets), _ROWS):
         rows = slice(start, start + _ROWS)
-        top = logits[rows].max(axis=-1, keepdims=True)  # NaN wins over every number
+        top = logits[rows].max(axis=-1)  # NaN wins over every number
         if not np.isfinite(top).all():
             place = int(np.isfinite(top).argmin())
             raise NonFiniteError(
-                f"logits: expected finite numbers, found {top[place, 0]} at position "
+                f"logits: expected finite numbers, found {top[place]} at position "
                 f"{start + place} of the chunk"
             )
-        total = np.exp(logits[rows] - top).sum(axis=-1, dtype=np.float64)
-        chosen = np.take_along_axis(logits[rows], targets[rows, None], axis=-1)
-        result[rows] = (chosen.astype(np.float64) - top)[:, 0] - np.log(total)
+        result[rows] = log_probability(logits[rows], targets[rows])
     return result
 
 

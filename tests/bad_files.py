@@ -530,6 +530,12 @@ def config_of_a_gigabyte(folder):
     os.truncate(folder / "config.json", 2**30)
 
 
+@bad(ConfigError, "config.json", "at most")
+def config_of_ten_million_lists(folder):
+    forge.write_model(folder)
+    (folder / "config.json").write_bytes(b"[" + b"[]," * 10**7 + b"0]")
+
+
 @bad(FileMissingError, "config.json")
 def no_config(folder):
     forge.write_model(folder)

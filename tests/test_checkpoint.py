@@ -512,7 +512,15 @@ def test_a_failed_save_changes_nothing(tmp_path, config, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [(7, 7), ("7", 7), ("1.5KB", 1500), ("2KiB", 2048), ("3 MB", 3 * 10**6), ("1GiB", 2**30)],
+    [
+        (7, 7),
+        ("7", 7),
+        ("1.5KB", 1500),
+        ("2KiB", 2048),
+        ("3 MB", 3 * 10**6),
+        ("1GiB", 2**30),
+        ("4gb", 4 * 10**9),
+    ],
 )
 def test_sizes_of_shards(text, size):
     assert mamba_np.checkpoint.save._bytes(text) == size

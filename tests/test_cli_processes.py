@@ -24,12 +24,12 @@ def test_help_is_quick_and_imports_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.stdout.splitlines()[-1] == "[]"
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) <= 0.2
+    before = os.times()
+    subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)
+    after = os.times()
+    # Processor time: how long one waits for it depends on what else the machine does.
+    spent = after.children_user + after.children_system
+    assert spent - before.children_user - before.children_system <= 0.2
 
 
 def start(*args, **options):

@@ -1,8 +1,8 @@
 """From parameters to safetensors files, in Hugging Face's layout.
 
-All files are written under temporary names and take their own only when every one is complete:
-neither a full disk nor an interrupt leaves half a model, and a model can be saved over the very
-files that it is mapped from.
+All files are written under temporary names and take their own only when every one is complete: a
+full disk or an interrupt while writing leaves the old model as it was, and a model can be saved
+over the very files that it is mapped from.
 """
 
 import json
@@ -24,8 +24,11 @@ from .tensors import STORED
 
 Arrays = dict[str, NDArray]
 
-UNITS = {"": 1, **{f"{p}B": 1000**i for i, p in enumerate(("", "K", "M", "G", "T"))}} | {
-    f"{p}iB": 1024**i for i, p in enumerate(("K", "M", "G", "T"), start=1)
+PREFIXES = ("", "K", "M", "G", "T")
+UNITS = {"": 1} | {
+    f"{prefix}{ending}": base**power
+    for ending, base in (("B", 1000), ("IB", 1024))
+    for power, prefix in enumerate(PREFIXES)
 }
 _OURS = re.compile(r"model(-[0-9]{5,}-of-[0-9]{5,})?\.safetensors(\.index\.json)?")
 
@@ -77,8 +80,8 @@ def save_params(
 
 def _bytes(size: int | str) -> int:
     """Return a size given in bytes or as text, in bytes."""
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?i?B|)\s*", str(size))
-    amount = int(float(match[1]) * UNITS.get(match[2], 0)) if match else 0
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?I?B|)\s*", str(size).upper())
+    amount = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if isinstance(size, bool) or not isinstance(size, (int, str)) or amount < 1:
         raise InputError(
             f"max_shard_size: expected bytes, or text such as '5GB' or '200MB', found {size!r}"

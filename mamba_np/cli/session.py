@@ -7,7 +7,6 @@ import numpy as np
 
 from ..cache import MambaCache
 from ..errors import CacheError, InputError
-from ..files import replacing
 from .common import format_bytes, peak_memory
 
 CONTEXT = 16
@@ -154,7 +153,8 @@ class Session:
 
     def save_state(self, path: str) -> None:
         """Write the state after this text, so that another run can go on from it."""
-        save_state(path, self.cache, (self.ids + self.sequences[0])[-1])
+        next_token = (self.ids + self.sequences[0])[-1]
+        self.cache.save(path, metadata={NEXT_TOKEN: str(next_token)})
 
     # --- figures -------------------------------------------------------------------------------
 
@@ -206,19 +206,6 @@ class Session:
 
 
 # --- states ----------------------------------------------------------------------------------
-
-
-def save_state(path: str, cache: MambaCache, next_token: int) -> None:
-    """Write a MambaCache file that also says which token comes next."""
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
-    with replacing(path) as temporary:
-        cache.save(temporary)
-        with safe_open(temporary, framework="numpy") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        save_file(tensors, temporary, metadata | {NEXT_TOKEN: str(next_token)})
 
 
 def load_state(path: str) -> tuple[MambaCache, list[int]]:
