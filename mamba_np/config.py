@@ -153,7 +153,13 @@ class MambaConfig:
             )
         # An explicit intermediate_size wins over expand, as in transformers.
         if self.intermediate_size is None:
-            self.intermediate_size = int(self.expand * self.hidden_size)
+            channels = self.expand * self.hidden_size
+            if channels > SIZE_LIMIT or channels < 1:
+                raise ConfigError(
+                    f"expand: expected expand * hidden_size from 1 to {SIZE_LIMIT}, "
+                    f"found {self.expand!r} * {self.hidden_size}"
+                )
+            self.intermediate_size = int(channels)
         _integer("intermediate_size", self.intermediate_size)
         if self.time_step_rank == "auto":
             self.time_step_rank = math.ceil(self.hidden_size / 16)
@@ -258,7 +264,10 @@ def _require_mamba(values: Mapping[str, Any]) -> None:
     found = values.get("model_type", "mamba")
     if found != "mamba":
         raise UnsupportedModelError(f"model_type: expected 'mamba', found {found!r}")
-    for name in values.get("architectures") or ():
+    names = values.get("architectures") or ()
+    if not isinstance(names, (list, tuple)):
+        raise ConfigError(f"architectures: expected a list of names, found {names!r:.80}")
+    for name in names:
         if not isinstance(name, str) or name not in (
             "MambaForCausalLM",
             "MambaModel",

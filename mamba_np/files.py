@@ -16,8 +16,9 @@ from typing import Any
 
 from .errors import CheckpointError, ConfigError, FileMissingError
 
-JSON_LIMIT = 64 * 2**20
-"""Largest JSON file read, in bytes: tokenizers reach tens of megabytes, configurations a few kB."""
+JSON_LIMIT = 2**20
+"""Largest JSON file read unless a caller allows more, in bytes. Parsed, it can take 25 times that;
+configurations have some thousand bytes."""
 
 
 def require_regular_file(path: str | os.PathLike[str]) -> Path:
@@ -38,17 +39,17 @@ def require_regular_file(path: str | os.PathLike[str]) -> Path:
 
 
 def read_json_object(
-    path: str | os.PathLike[str], error: type[Exception] = ConfigError
+    path: str | os.PathLike[str], error: type[Exception] = ConfigError, limit: int = JSON_LIMIT
 ) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
+    """Read a JSON file of at most ``limit`` bytes that holds one object.
 
     Raises FileMissingError if it is no regular file, and ``error`` (default ConfigError) naming
     the file if it is too large, not UTF-8, not JSON, nested too deeply, or not an object.
     """
     path = require_regular_file(path)
     size = path.stat().st_size
-    if size > JSON_LIMIT:
-        raise error(f"{path}: expected a JSON file of at most {JSON_LIMIT} bytes, found {size}")
+    if size > limit:
+        raise error(f"{path}: expected a JSON file of at most {limit} bytes, found {size}")
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as problem:

@@ -582,13 +582,8 @@ def call_of_a_shell(folder, protocol):
 
 @bad(UnsafeFileError, f"{PICKLE}: data.pkl", "'builtins eval'")
 def call_of_python(folder):
-    source = f"open({str(folder.parent / CANARY)!r}, 'w')"
-    pickled(
-        folder,
-        forge.program(
-            pickle.dumps(Attack(eval, source), 2)[2:-1].replace(b"c__builtin__", b"cbuiltins")
-        ),
-    )
+    source = forge.text(f"open({str(folder.parent / CANARY)!r}, 'w').close()")
+    pickled(folder, forge.program(forge.call(forge.name_("builtins", "eval"), source)))
 
 
 def calling(module, attribute):
@@ -816,8 +811,8 @@ def damaged_members(folder):
 
 
 @bad(CheckpointError, PICKLE, "a directory of")
-def directory_of_many_members(folder):
+def large_directory(folder):
     forge.write_config(folder)
     with zipfile.ZipFile(folder / PICKLE, "w") as archive:
-        for i in range(60_000):
-            archive.writestr(f"archive/data/{i:060}", b"")
+        for i in range(80):
+            archive.writestr(f"archive/data/{i:060000}", b"")

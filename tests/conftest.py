@@ -1,7 +1,13 @@
 """What all tests share: paths, references, random numbers, opt-in markers, hypothesis profiles."""
 
-import json
 import os
+
+# The models are tiny: threads of the BLAS and of torch would spend their time waiting for each
+# other. To be set before NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
 import zlib
 from functools import cache
 from pathlib import Path
@@ -10,6 +16,9 @@ import naive
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+from mamba_np import AutoTokenizer, MambaForCausalLM
+from mamba_np.bundled import bundled_model_path
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = ("base_silu", "sharded_bf16", "original_bin")
@@ -90,3 +99,15 @@ def oracle_weights():
 def rng(request):
     """A random generator whose seed is the name of the test."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The bundled language model."""
+    return MambaForCausalLM.from_pretrained(bundled_model_path())
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The bundled model's tokenizer."""
+    return AutoTokenizer.from_pretrained(bundled_model_path())

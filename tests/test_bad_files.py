@@ -5,9 +5,11 @@ the model is either the same or refused by an error of ours.
 """
 
 import json
+import pickle
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import bad_files
@@ -61,6 +63,17 @@ def test_the_sound_model_behind_the_cases_loads(tmp_path):
     for write in (forge.write_model, forge.write_shards, forge.write_torch_model):
         model = load(write(tmp_path / write.__name__, arrays))
         np.testing.assert_array_equal(model.params.embeddings, next(iter(arrays.values())))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the attacks are Unix commands")
+@pytest.mark.parametrize(
+    "name", ["call_of_a_shell:protocol_2", "call_of_python", "pickle_program:shell"]
+)
+def test_the_attacks_are_real(tmp_path, name):
+    bad_files.CASES[name][0](tmp_path / "model")
+    with zipfile.ZipFile(tmp_path / "model" / bad_files.PICKLE) as archive:
+        pickle.loads(archive.read("archive/data.pkl"))
+    assert (tmp_path / bad_files.CANARY).exists()
 
 
 ALL = """

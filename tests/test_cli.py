@@ -27,16 +27,6 @@ def clean_environment(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
 
-@pytest.fixture(scope="module")
-def model():
-    return MambaForCausalLM.from_pretrained(bundled_model_path())
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(bundled_model_path())
-
-
 # --- the group -------------------------------------------------------------------------------
 
 

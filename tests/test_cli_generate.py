@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 from cli_runner import PROMPT, error_of, json_of, output_of, run
 
-from mamba_np import AutoTokenizer, MambaCache, MambaForCausalLM, Tokenizer
+from mamba_np import MambaCache, MambaForCausalLM, Tokenizer
 from mamba_np.bundled import bundled_model_path
 from mamba_np.cli.generate import PASSED_ON, generation_settings
 from mamba_np.cli.session import Session
@@ -20,16 +20,6 @@ from mamba_np.cli.session import Session
 def clean_environment(monkeypatch):
     monkeypatch.delenv("MAMBA_NP_DEBUG", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return MambaForCausalLM.from_pretrained(bundled_model_path())
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(bundled_model_path())
 
 
 def ended(text):

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mamba_np.bundled import bundled_model_path
 from mamba_np.config import MambaConfig
 from mamba_np.errors import InputError, NonFiniteError
 from mamba_np.model import MambaForCausalLM
@@ -23,22 +22,11 @@ from mamba_np.scoring import (
     score_text,
     split_text,
 )
-from mamba_np.tokenizer import AutoTokenizer
 
 TEXT = (
     'Once upon a time, there lived a king who didn\'t speak.\n\n  "Why?" asked the queen;  '
     "1,234 people\tand 사람들 wondered…\r\nNobody knew: caf\u00e9, na\u00efve \U0001f980!\n"
 )
-
-
-@pytest.fixture(scope="module")
-def model():
-    return MambaForCausalLM.from_pretrained(bundled_model_path())
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(bundled_model_path())
 
 
 @pytest.fixture(scope="module")

@@ -108,11 +108,7 @@ def _sharded(folder: Path, layout: Layout) -> dict[str, TensorInfo]:
 def _weight_map(folder: Path, layout: Layout) -> dict[str, str]:
     """Return {tensor name: file name} from an index, every file name being a plain one."""
     path = _own_file(folder, layout.index)
-    if path.stat().st_size > INDEX_LIMIT:
-        raise CheckpointError(
-            f"{path}: expected at most {INDEX_LIMIT} bytes, found {path.stat().st_size}"
-        )
-    weight_map = read_json_object(path, CheckpointError).get("weight_map")
+    weight_map = read_json_object(path, CheckpointError, INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: expected weight_map: {{tensor: file}}, found none")
     for tensor, shard in weight_map.items():

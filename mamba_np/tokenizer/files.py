@@ -23,6 +23,8 @@ BACKEND_NAME, CONFIG_NAME, SPECIAL_NAME = TOKENIZER_FILES
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 SIDES = ("left", "right")
+TOKENIZER_LIMIT = 16 * 2**20
+"""Largest tokenizer.json read, in bytes: five times that of any published Mamba."""
 UNLIMITED = int(1e30)
 """The ``model_max_length`` of a model without a limit; transformers writes this number."""
 
@@ -128,7 +130,7 @@ def read_backend(folder: Path) -> "tokenizers.Tokenizer":
             'AutoTokenizer.from_pretrained("EleutherAI/gpt-neox-20b")'
         )
     require_regular_file(path)
-    _check_model(path, read_json_object(path, TokenizerError).get("model"))
+    _check_model(path, read_json_object(path, TokenizerError, TOKENIZER_LIMIT).get("model"))
     with refusing(f"{path}: expected a tokenizer that the tokenizers package can use"):
         backend = tokenizers.Tokenizer.from_file(str(path))
         backend.encode("a")  # a template that names a token it does not define fails only here
