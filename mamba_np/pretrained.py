@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import backend as backends
 from .cache import MambaCache
-from .checkpoint import locate_model, read_params, save_params, state_dict
+from .checkpoint import locate_model, read_params, save_params, state_dict, stored_dtype
 from .config import CONFIG_NAME, MambaConfig
 from .errors import CheckpointError, InputError
 from .hub import HubOptions, split_hub_options
@@ -74,20 +74,23 @@ class PretrainedModel:
     ) -> Self:
         """Load a model from a folder or from the Hugging Face hub.
 
-        ``dtype`` is how weights are stored: float32, float64, bfloat16 or float16. Activations
-        and states are float32, or float64 in a float64 model. ``options`` are those of
-        ``hub.HubOptions``: revision, token, cache_dir, local_files_only, subfolder.
+        ``dtype`` is how weights are stored: float32, float64, bfloat16, float16, or "auto" for
+        what the files hold; ``torch_dtype`` is its older name. Activations and states are
+        float32, or float64 in a float64 model. ``options`` are those of ``hub.HubOptions``:
+        revision, token, cache_dir, local_files_only, subfolder.
 
         Weights that the files hold in that dtype are mapped, not copied. They are read-only until
         ``make_writeable`` is called. Raises FileMissingError, ConfigError, CheckpointError or
         BackendError, naming the file.
         """
+        dtype = options.pop("torch_dtype", dtype)
         hub_options, unknown = split_hub_options(options)
         if unknown:
             raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(unknown)}")
-        storage = as_dtype(dtype)
+        wanted = None if dtype == "auto" else as_dtype(dtype)
         backend = backends.resolve(backend)
         folder = locate_model(name_or_path, hub_options)
+        storage = stored_dtype(folder) if wanted is None else wanted
         config = config or MambaConfig.from_file(folder / CONFIG_NAME)
         params = read_params(folder, config, storage, head=cls.has_head)
         model = cls(config, params=params, backend=backend)
@@ -191,11 +194,11 @@ class PretrainedModel:
 
     def __reduce__(self) -> Any:
         # A model that is still what its files say travels as their name: see docs/decisions.
-        if self._loaded is None or self._loaded[0] is not self.params:
-            return _rebuild, (type(self), self.__getstate__())
-        source = self._loaded[1]
-        public = dataclasses.replace(source.hub, token=None)
         rest = {k: v for k, v in self.__dict__.items() if k not in ("params", "_loaded")}
+        if self._loaded is None or self._loaded[0] is not self.params:
+            return _rebuild, (type(self), rest | {"params": self.params})
+        source = self._loaded[1]
+        public = dataclasses.replace(source.hub, token=None)  # a secret stays where it is
         rest["fingerprint"] = self.fingerprint
         return _reload, (type(self), dataclasses.replace(source, hub=public), rest)
 

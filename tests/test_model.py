@@ -184,6 +184,14 @@ def test_save_and_load_give_the_same_logits(model, saved):
     )
 
 
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16", "float64"])
+def test_the_dtype_of_the_files_can_be_kept(tmp_path, stored):
+    MambaForCausalLM(CONFIG, rng=0, dtype=stored).save_pretrained(tmp_path)
+    assert MambaForCausalLM.from_pretrained(tmp_path).dtype == np.float32
+    assert MambaForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype.name == stored
+    assert MambaForCausalLM.from_pretrained(tmp_path, torch_dtype=stored).dtype.name == stored
+
+
 def test_loaded_weights_are_read_only_until_asked(saved):
     model = MambaForCausalLM.from_pretrained(saved)
     with pytest.raises(ValueError, match="read-only"):
@@ -206,9 +214,12 @@ def test_an_unchanged_loaded_model_pickles_by_its_files(saved):
 
 
 def test_a_changed_model_pickles_by_value(saved):
-    model = MambaForCausalLM.from_pretrained(saved).make_writeable()
+    model = MambaForCausalLM.from_pretrained(saved, token="secret").make_writeable()
     model.params.layers[0].D[:] = 3
-    again = pickle.loads(pickle.dumps(model))
+    data = pickle.dumps(model)
+    assert b"secret" not in data
+    assert len(data) < 1.5 * sum(a.nbytes for a in model.state_dict().values())
+    again = pickle.loads(data)
     np.testing.assert_array_equal(again(IDS).logits, model(IDS).logits)
     assert again.params.tied
 

@@ -7,8 +7,16 @@ or ``torch_zip`` reads their tables of contents, ``names`` translates keys to fi
 """
 
 from .folder import locate_model
-from .read import headers, read_params
+from .read import headers, read_params, stored_dtype
 from .save import save_params, state_dict
 from .tensors import TensorInfo
 
-__all__ = ["TensorInfo", "headers", "locate_model", "read_params", "save_params", "state_dict"]
+__all__ = [
+    "TensorInfo",
+    "headers",
+    "locate_model",
+    "read_params",
+    "save_params",
+    "state_dict",
+    "stored_dtype",
+]

@@ -39,6 +39,21 @@ def headers(folder: str | os.PathLike[str]) -> Tensors:
     return tensors
 
 
+def stored_dtype(folder: str | os.PathLike[str]) -> np.dtype:
+    """Return the dtype in which the files of a folder hold the embedding matrix.
+
+    Raises CheckpointError if there is none of a floating-point dtype, and what ``headers`` raises.
+    """
+    key = MODEL["embeddings"].name
+    tensor = headers(folder).get(key)
+    if tensor is None or tensor.dtype not in STORED:
+        found = "no such tensor" if tensor is None else tensor.dtype
+        raise CheckpointError(
+            f"{folder}: tensor {key!r}: expected one of {', '.join(STORED)}, found {found}"
+        )
+    return STORED[tensor.dtype]
+
+
 def read_params(
     folder: str | os.PathLike[str],
     config: MambaConfig,
