@@ -5,12 +5,13 @@ Hugging Face's dialect has ``hidden_size``; the original mamba-ssm one has ``d_m
 checkpoints disagree with themselves in the other dialect.
 """
 
+import inspect
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from .equations import ACTIVATIONS, DISCRETISATIONS
 from .errors import ConfigError, UnsupportedModelError
@@ -21,6 +22,7 @@ CONFIG_NAME = "config.json"
 SIZE_LIMIT = 2**31 - 1  # of any one size; a tensor that large does not exist
 
 Number = int | float
+T = TypeVar("T")
 
 
 # --- checks of single values: each returns the value or raises naming the field ---------------
@@ -64,6 +66,18 @@ def _token_ids(name: str, value: Any) -> int | list[int] | None:
     return [_integer(name, one, low=0) for one in value]
 
 
+def signed_by_fields(cls: type[T]) -> type[T]:
+    """Give a dataclass that takes its fields by name their signature, for help() and editors."""
+    by_name, rest = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+    own = [f for f in fields(cast(Any, cls)) if f.name != "extra"]
+    parameters = [inspect.Parameter(f.name, by_name, default=f.default) for f in own]
+    cast(Any, cls).__signature__ = inspect.Signature(
+        [*parameters, inspect.Parameter("options", rest)]
+    )
+    return cls
+
+
+@signed_by_fields
 @dataclass(eq=False)
 class MambaConfig:
     """The configuration of a Mamba model, with the names and defaults of transformers.

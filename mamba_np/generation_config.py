@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import MambaConfig
+from .config import MambaConfig, signed_by_fields
 from .errors import ConfigError, InputError
 from .files import make_folder, read_json_object, write_json
 from .hub import GENERATION_FILES, locate, split_hub_options
@@ -110,6 +110,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
+@signed_by_fields
 @dataclass(eq=False)
 class GenerationConfig:
     """How to continue a prompt; names and defaults are those of transformers.

@@ -33,26 +33,36 @@ def init_params(
 
     ``head=False`` leaves lm_head out. Raises InputError for an unknown scheme or dtype.
     """
-    if scheme not in SCHEMES:
-        raise InputError(f"scheme: expected one of {', '.join(SCHEMES)}, found {scheme!r}")
     storage = as_dtype(dtype)
-    draws = _Draws(np.random.default_rng(rng), compute_dtype(storage))
+    draws = _Draws(np.random.default_rng(rng), compute_dtype(storage), scheme)
     V, D = config.vocab_size, config.hidden_size
     std = 0.02 if scheme == "mamba-ssm" else config.initializer_range
     embeddings = draws.normal(std, V, D)
-    layers = tuple(_layer(config, draws, scheme) for _ in range(config.num_hidden_layers))
+    layers = tuple(_layer(config, draws) for _ in range(config.num_hidden_layers))
     lm_head = embeddings if head else None
     if head and not config.tie_word_embeddings:
-        lm_head = _linear(config, draws, scheme, V, D)
+        lm_head = _linear(config, draws, V, D)
     params = Params(embeddings, layers, draws.full(1, D), lm_head)
     return convert(params, storage)
 
 
-class _Draws:
-    """Random arrays of one dtype."""
+def init_layer(
+    config: MambaConfig,
+    rng: np.random.Generator | int | None = None,
+    *,
+    scheme: str = "transformers-4.53",
+) -> Layer:
+    """Return random float32 parameters for one layer; arguments and errors as ``init_params``."""
+    return _layer(config, _Draws(np.random.default_rng(rng), np.dtype(np.float32), scheme))
 
-    def __init__(self, rng: np.random.Generator, dtype: np.dtype):
-        self.rng, self.dtype = rng, dtype
+
+class _Draws:
+    """Random arrays of one dtype, in one convention."""
+
+    def __init__(self, rng: np.random.Generator, dtype: np.dtype, scheme: str):
+        if scheme not in SCHEMES:
+            raise InputError(f"scheme: expected one of {', '.join(SCHEMES)}, found {scheme!r}")
+        self.rng, self.dtype, self.scheme = rng, dtype, scheme
 
     def unit(self, *shape: int) -> NDArray:  # U(0, 1)
         return self.rng.random(shape, self.dtype.type)
@@ -72,10 +82,10 @@ class _Draws:
         return np.full(shape, value, self.dtype)
 
 
-def _layer(config: MambaConfig, draws: _Draws, scheme: str) -> Layer:
+def _layer(config: MambaConfig, draws: _Draws) -> Layer:
     D, E, N = config.hidden_size, config.intermediate_size, config.state_size
     R, K = config.time_step_rank, config.conv_kernel
-    modern = scheme == "transformers-5"
+    modern = draws.scheme == "transformers-5"
 
     def linear_bias(outputs: int) -> NDArray | None:
         return draws.full(0, outputs) if config.use_bias else None
@@ -87,23 +97,23 @@ def _layer(config: MambaConfig, draws: _Draws, scheme: str) -> Layer:
 
     return Layer(
         norm=draws.full(1, D),
-        in_proj=_linear(config, draws, scheme, 2 * E, D),
+        in_proj=_linear(config, draws, 2 * E, D),
         in_proj_bias=linear_bias(2 * E),
         conv=draws.uniform(1 / math.sqrt(K), E, K),
         conv_bias=conv_bias(),
-        x_proj=_linear(config, draws, scheme, R + 2 * N, E),
+        x_proj=_linear(config, draws, R + 2 * N, E),
         dt_proj=_dt_proj(config, draws),
         dt_bias=_dt_bias(config, draws),
         A_log=np.tile(np.log(np.arange(1, N + 1, dtype=draws.dtype)), (E, 1)),  # S4D-Real
         D=draws.full(1, E),
-        out_proj=draws.uniform(1 / math.sqrt(E), D, E) / _depth_scale(config, scheme),
+        out_proj=draws.uniform(1 / math.sqrt(E), D, E) / _depth_scale(config, draws.scheme),
         out_proj_bias=linear_bias(D),
     )
 
 
-def _linear(config: MambaConfig, draws: _Draws, scheme: str, outputs: int, inputs: int) -> NDArray:
+def _linear(config: MambaConfig, draws: _Draws, outputs: int, inputs: int) -> NDArray:
     """Return the matrix (outputs, inputs) of a projection."""
-    if scheme == "transformers-5":
+    if draws.scheme == "transformers-5":
         return draws.normal(config.initializer_range, outputs, inputs)
     return draws.uniform(1 / math.sqrt(inputs), outputs, inputs)
 

@@ -16,6 +16,7 @@ from .cache import MambaCache
 from .config import MambaConfig
 from .errors import FileMissingError
 from .generation import GenerationConfig, GenerationMixin
+from .init import init_layer
 from .inputs import Batch, check_batch, check_labels, check_logits_to_keep
 from .outputs import MambaCausalLMOutput, MambaOutput
 from .params import Layer, compute_dtype
@@ -27,12 +28,24 @@ PREFILL_CHUNK = 512
 
 
 class _OneLayer:
-    """A part of the model that can be called by itself: a mixer or a block."""
+    """A part of the model that can be called by itself: a mixer or a block.
+
+    ``layer`` holds its parameters; without it they are drawn from ``rng`` (see ``init``).
+    """
 
     step = ""  # the backend's function
 
-    def __init__(self, config: MambaConfig, layer_idx: int, layer: Layer, backend: str = "auto"):
-        self.config, self.layer_idx, self.layer = config, layer_idx, layer
+    def __init__(
+        self,
+        config: MambaConfig,
+        layer_idx: int = 0,
+        layer: Layer | None = None,
+        *,
+        rng: np.random.Generator | int | None = None,
+        backend: str = "auto",
+    ):
+        self.config, self.layer_idx = config, layer_idx
+        self.layer = init_layer(config, rng) if layer is None else layer
         self.backend = backends.resolve(backend)
 
     def __call__(
@@ -79,7 +92,7 @@ class MambaBlock(_OneLayer):
     @property
     def mixer(self) -> MambaMixer:
         """The mixer inside this block."""
-        return MambaMixer(self.config, self.layer_idx, self.layer, self.backend)
+        return MambaMixer(self.config, self.layer_idx, self.layer, backend=self.backend)
 
 
 class MambaModel(PretrainedModel):
@@ -89,7 +102,7 @@ class MambaModel(PretrainedModel):
     def layers(self) -> tuple[MambaBlock, ...]:
         """The blocks, each of which can be called by itself."""
         pairs = enumerate(self.params.layers)
-        return tuple(MambaBlock(self.config, i, layer, self.backend) for i, layer in pairs)
+        return tuple(MambaBlock(self.config, i, layer, backend=self.backend) for i, layer in pairs)
 
     @property
     def embeddings(self) -> NDArray:

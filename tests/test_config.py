@@ -1,7 +1,9 @@
 """MambaConfig: transformers' fields and defaults, both dialects, refusals, round trips."""
 
+import inspect
 import json
 import pickle
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from mamba_np.config import MambaConfig
 from mamba_np.errors import ConfigError, FileMissingError, UnsupportedModelError
+from mamba_np.generation_config import GenerationConfig
 
 DEFAULTS = {  # as the documentation of transformers' Mamba lists them
     "vocab_size": 50280,
@@ -361,3 +364,12 @@ def test_transformers_reads_what_we_write(tmp_path):
     assert type(theirs).__name__ == "MambaConfig"
     for name, value in config.to_dict().items():
         assert getattr(theirs, name) == value, name
+
+
+@pytest.mark.parametrize("cls", [MambaConfig, GenerationConfig])
+def test_the_signature_shows_every_field_with_its_default(cls):
+    shown = inspect.signature(cls).parameters
+    for f in fields(cls):
+        if f.name != "extra":
+            assert shown[f.name].default == f.default
+    assert shown["options"].kind is inspect.Parameter.VAR_KEYWORD

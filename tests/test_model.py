@@ -147,6 +147,18 @@ def test_a_mixer_is_its_block_without_norm_and_residual(model, rng):
     assert_close_to_scale(block(x), x + mixer(normed), tolerance("step", "float32"))
 
 
+@pytest.mark.parametrize("cls", [MambaMixer, MambaBlock])
+def test_a_layer_can_be_made_from_a_configuration_alone(cls, rng):
+    x = rng.normal(size=(2, 4, 8)).astype(np.float32)
+    first, same, other = cls(CONFIG, 0, rng=1), cls(CONFIG, 2, rng=1), cls(CONFIG, 0, rng=2)
+    np.testing.assert_array_equal(first(x), same(x))
+    assert np.abs(first(x) - other(x)).max() > 1e-3
+    cache = MambaCache(CONFIG, 2)
+    whole = first(x)
+    pieces = [first(x[:, :3], cache_params=cache), first(x[:, 3:], cache_params=cache)]
+    assert_close_to_scale(np.concatenate(pieces, 1), whole, tolerance("law", "float32"))
+
+
 def test_masked_positions_come_back_as_zeros(model):
     mask = [[1, 0, 1, 0], [1, 1, 1, 1]]
     output = model(IDS, attention_mask=mask, output_hidden_states=True)
