@@ -3,6 +3,10 @@ test_laws."""
 
 import copy
 import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_all_start_methods, get_context
 
 import numpy as np
 import pytest
@@ -270,3 +274,30 @@ def test_default_configuration_of_the_page_counts_as_documented():
     layer = sum(a.size for k, a in one.items() if "layers.0." in k)
     rest = sum(a.size for a in one.values()) - layer
     assert rest + 32 * layer == 159_308_544
+
+
+# --- several at once ---------------------------------------------------------------------------
+
+
+def _continue(model, ids):
+    return model.generate(ids, max_new_tokens=5)
+
+
+def test_threads_can_share_a_model(model):
+    prompts = [IDS[:, : 1 + i % 4] for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(partial(_continue, model), prompts))
+    for text, prompt in zip(found, prompts, strict=True):
+        np.testing.assert_array_equal(text, _continue(model, prompt))
+
+
+@pytest.mark.skipif("fork" not in get_all_start_methods(), reason="this system has no fork")
+def test_a_forked_process_can_use_the_model(model):
+    # The oldest way of sharing work; spawned processes get the model as a pickle, tested above.
+    expected = _continue(model, IDS)
+    with warnings.catch_warnings():  # Python warns of forks beside threads, which other tests left
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with get_context("fork").Pool(2) as pool:
+            found = pool.starmap(_continue, [(model, IDS)] * 4)
+    for text in found:
+        np.testing.assert_array_equal(text, expected)
