@@ -204,7 +204,7 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin):
     def backbone(self) -> MambaModel:
         """The model without its head; the two share their parameters."""
         backbone = MambaModel(self.config, params=self.params, backend=self.backend)
-        backbone.__dict__["fingerprint"] = self.fingerprint
+        backbone._fingerprint = self.fingerprint
         return backbone
 
     @property

@@ -1,7 +1,6 @@
 """What every model class shares: where its parameters come from and go to."""
 
 import dataclasses
-import functools
 import hashlib
 import os
 from types import ModuleType
@@ -17,7 +16,7 @@ from .config import CONFIG_NAME, MambaConfig
 from .errors import CheckpointError, InputError
 from .hub import HubOptions, split_hub_options
 from .init import init_params
-from .params import Params, as_dtype, compute_dtype, map_arrays
+from .params import DTYPES, Params, as_dtype, compute_dtype, map_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,7 @@ class PretrainedModel:
             params = init_params(config, rng, scheme=init_scheme, dtype=dtype, head=self.has_head)
         self.params = params
         self._loaded: tuple[Params, Source] | None = None
+        self._fingerprint: str | None = None
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -169,17 +169,25 @@ class PretrainedModel:
 
     # --- identity ------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """What a saved cache is compared with: the sizes, and a digest of the small parameters.
+        """What a saved cache is compared with: the sizes, and a digest of some of the parameters.
 
-        The digest does not depend on the storage dtype of the matrices. It is taken once: a later
+        The vectors of each layer and the first row of its matrices count, in bfloat16: a model in
+        float32 has the fingerprint of the same model in bfloat16. It is taken once; a later
         change of weights in place does not orphan the caches made before it.
         """
+        if self._fingerprint is None:
+            self._fingerprint = self._take_fingerprint()
+        return self._fingerprint
+
+    def _take_fingerprint(self) -> str:
         digest = hashlib.sha256()
         for layer in self.params.layers:
             for vector in (layer.norm, layer.dt_bias, layer.D):
                 digest.update(vector.astype(np.float32).tobytes())
+            for matrix in (layer.in_proj, layer.x_proj, layer.dt_proj, layer.out_proj):
+                digest.update(matrix[0].astype(DTYPES["bfloat16"]).tobytes())
         c = self.config
         sizes = f"D{c.hidden_size} layers{c.num_hidden_layers} E{c.intermediate_size}"
         return f"mamba {sizes} N{c.state_size} K{c.conv_kernel} {digest.hexdigest()[:16]}"
@@ -199,7 +207,7 @@ class PretrainedModel:
             return _rebuild, (type(self), rest | {"params": self.params})
         source = self._loaded[1]
         public = dataclasses.replace(source.hub, token=None)  # a secret stays where it is
-        rest["fingerprint"] = self.fingerprint
+        rest["_fingerprint"] = self.fingerprint
         return _reload, (type(self), dataclasses.replace(source, hub=public), rest)
 
 
@@ -223,11 +231,10 @@ def _reload(cls: type[PretrainedModel], source: Source, rest: dict[str, Any]) ->
         config=rest["config"],
         **hub,
     )
-    found = model.fingerprint
-    if found != rest["fingerprint"]:
+    if model.fingerprint != rest["_fingerprint"]:
         raise CheckpointError(
             f"{source.name_or_path}: expected the weights that were pickled "
-            f"({rest['fingerprint']}), found others ({found})"
+            f"({rest['_fingerprint']}), found others ({model.fingerprint})"
         )
     model.__dict__.update(rest)
     return model

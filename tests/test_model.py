@@ -248,6 +248,18 @@ def test_changed_files_are_noticed_when_a_pickle_is_loaded(model, tmp_path):
         pickle.loads(data)
 
 
+def test_the_fingerprint_tells_weights_but_not_their_storage(saved):
+    prints = {
+        dtype: MambaForCausalLM.from_pretrained(saved, dtype=dtype).fingerprint
+        for dtype in ("float32", "float64", "bfloat16")
+    }
+    assert len(set(prints.values())) == 1
+    for field in ("norm", "dt_bias", "D", "in_proj", "x_proj", "dt_proj", "out_proj"):
+        changed = MambaForCausalLM.from_pretrained(saved).make_writeable()
+        getattr(changed.params.layers[1], field)[...] *= 1.1
+        assert changed.fingerprint != prints["float32"], field
+
+
 def test_a_copy_is_a_model_of_its_own(model):
     other = copy.deepcopy(model)
     other.params.layers[0].D[:] = 0
