@@ -24,26 +24,36 @@ _MODULE_OF = {
     "AutoModelForCausalLM": "auto",
     "AutoTokenizer": "tokenizer",
     "Tokenizer": "tokenizer",
-    "GenerationConfig": "generation",
+    "BatchEncoding": "tokenizer",
+    "GenerationConfig": "generation_config",
+    "GenerateOutput": "generation",
+    "TokenStream": "generation",
     "TextStreamer": "streamers",
     "TextIteratorStreamer": "streamers",
+    "Score": "scoring",
+    "score": "scoring",
+    "score_text": "scoring",
+    "bundled_model_path": "bundled",
     "MambaError": "errors",
 }
-_SUBMODULES = ("backend", "equations", "errors", "ops", "reference")
+_SUBMODULES = ("backend", "bundled", "equations", "errors", "ops", "reference", "scoring")
 
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # the same names for editors and type checkers
-    from . import backend, equations, errors, ops, reference
+    from . import backend, bundled, equations, errors, ops, reference, scoring
     from .auto import AutoConfig, AutoModel, AutoModelForCausalLM
+    from .bundled import bundled_model_path
     from .cache import MambaCache
     from .config import MambaConfig
     from .errors import MambaError
-    from .generation import GenerationConfig
+    from .generation import GenerateOutput, TokenStream
+    from .generation_config import GenerationConfig
     from .model import MambaBlock, MambaForCausalLM, MambaMixer, MambaModel
     from .outputs import MambaCausalLMOutput, MambaOutput
+    from .scoring import Score, score, score_text
     from .streamers import TextIteratorStreamer, TextStreamer
-    from .tokenizer import AutoTokenizer, Tokenizer
+    from .tokenizer import AutoTokenizer, BatchEncoding, Tokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from .decoding import GOES_ON, Reader, Stopping, Texts
 from .equations import log_softmax
 from .errors import NonFiniteError
 from .generation_config import GenerationConfig
-from .sampling import Scorer, check_scores
+from .sampling import Scorer, check_ranking, check_scores
 
 
 class Hypothesis(NamedTuple):
@@ -151,6 +151,7 @@ def search(
         scores = scorer(
             log_softmax(logits.astype(np.float64)), texts.history, texts.ids, texts.count
         )
+        check_ranking(scores, texts.count + 1)
         keep(scores, logits, reader.hidden_states)
         found = beams.candidates(scores)
         reasons = _reasons(found, texts, stopping, scores)

@@ -2,7 +2,7 @@
 
 For each block the cache holds the last K inputs of the convolution and the state h. Outside, they
 are (B, E, K) and (B, E, N) as transformers has them; inside, channels come last, the order in
-which an engine streams through them. The outside arrays are views: writing to them works.
+which a compiled engine can stream. The outside arrays are views: writing into them works.
 """
 
 import os
@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import integer, shown
 from .config import MambaConfig
-from .errors import CacheError
+from .errors import CacheError, FileMissingError
 from .files import replacing, require_regular_file
 from .params import as_dtype, compute_dtype
 from .reference import State
 
 FILE_FORMAT = "mamba_np.cache.1"
+NAMES = ("conv_states", "ssm_states")
+HEADER_LIMIT = 2**20  # of a state file, in bytes; two tensors need a few hundred
 
 
 class MambaCache:
@@ -36,8 +39,9 @@ class MambaCache:
         *,
         fingerprint: str | None = None,
     ):
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise CacheError(f"batch_size: expected a positive integer, found {batch_size!r}")
+        if not isinstance(config, MambaConfig):
+            raise CacheError(f"config: expected a MambaConfig, found {shown(config)}")
+        batch_size = integer("batch_size", batch_size, error=CacheError)
         shape = (config.num_hidden_layers, batch_size)
         E, dtype = config.intermediate_size, compute_dtype(as_dtype(dtype))
         self._conv = np.zeros((*shape, config.conv_kernel, E), dtype)
@@ -52,14 +56,17 @@ class MambaCache:
         return cache
 
     @property
-    def conv_states(self) -> list[NDArray]:
-        """Per block, the last K inputs of the convolution, oldest first: (B, E, K) views."""
-        return list(self._conv.swapaxes(2, 3))
+    def conv_states(self) -> tuple[NDArray, ...]:
+        """Per block, the last K inputs of the convolution, oldest first: (B, E, K) views.
+
+        Write into them: ``cache.conv_states[i][...] = x``.
+        """
+        return tuple(self._conv.swapaxes(2, 3))
 
     @property
-    def ssm_states(self) -> list[NDArray]:
+    def ssm_states(self) -> tuple[NDArray, ...]:
         """Per block, the state h after the last token: (B, E, N) views."""
-        return list(self._ssm.swapaxes(2, 3))
+        return tuple(self._ssm.swapaxes(2, 3))
 
     @property
     def batch_size(self) -> int:
@@ -92,19 +99,19 @@ class MambaCache:
         ``rows`` is a sequence of integers or a boolean mask over the batch. Raises CacheError for
         a row that does not exist, or for no rows at all.
         """
-        index = np.atleast_1d(np.asarray(rows))
         try:
-            chosen = np.arange(self.batch_size)[index]
-        except IndexError as error:
+            chosen = np.arange(self.batch_size)[np.atleast_1d(np.asarray(rows))]
+        except (IndexError, ValueError) as error:
             raise CacheError(f"rows: expected rows 0 to {self.batch_size - 1}: {error}") from None
         if chosen.size == 0 or chosen.ndim != 1:
-            raise CacheError(f"rows: expected a list of at least one row, found {rows!r}")
+            raise CacheError(f"rows: expected a list of at least one row, found {shown(rows)}")
         return self._of(self._conv[:, chosen], self._ssm[:, chosen], self.fingerprint)
 
     def reset(self) -> None:
-        """Forget everything, in place: as if nothing had been read."""
+        """Forget everything, in place: as if nothing had been read, by any model."""
         self._conv[:] = 0
         self._ssm[:] = 0
+        self.fingerprint = None
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -114,8 +121,10 @@ class MambaCache:
         """Write the states to a safetensors file, whole or not at all.
 
         The tensors are ``conv_states`` (blocks, B, E, K) and ``ssm_states`` (blocks, B, E, N).
-        ``metadata`` is kept in the file's header, for the caller's own use.
+        ``metadata`` is kept in the file's header, for the caller's own use. Raises
+        FileMissingError if the file cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tensors = {
@@ -123,8 +132,11 @@ class MambaCache:
             "ssm_states": np.ascontiguousarray(self._ssm.swapaxes(2, 3)),
         }
         own = {"format": FILE_FORMAT, "fingerprint": self.fingerprint or ""}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={**(metadata or {}), **own})
+        with replacing(path, follow_link=True) as temporary:
+            try:
+                save_file(tensors, temporary, metadata={**(metadata or {}), **own})
+            except SafetensorError as error:  # a full disk, for one
+                raise FileMissingError(f"{path}: cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MambaCache":
@@ -137,11 +149,18 @@ class MambaCache:
 
         path = require_regular_file(path)
         try:
+            with open(path, "rb") as file:
+                header = int.from_bytes(file.read(8), "little")
+            if header > HEADER_LIMIT:
+                raise ValueError(f"a header of {header} bytes")
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                conv, ssm = (file.get_tensor(name) for name in ("conv_states", "ssm_states"))
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            raise CacheError(f"{path}: expected a saved MambaCache: {error}") from None
+                _check_dtypes({name: file.get_slice(name).get_dtype() for name in NAMES})
+                conv, ssm = (file.get_tensor(name) for name in NAMES)
+        except OSError as error:
+            raise FileMissingError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (SafetensorError, ValueError) as error:
+            raise CacheError(f"{path}: expected a saved MambaCache, found: {error}") from None
         _check_loaded(path, metadata, conv, ssm)
         conv, ssm = (np.ascontiguousarray(state.swapaxes(2, 3)) for state in (conv, ssm))
         return cls._of(conv, ssm, metadata.get("fingerprint") or None)
@@ -179,24 +198,41 @@ class MambaCache:
         if None not in (fingerprint, self.fingerprint) and fingerprint != self.fingerprint:
             raise CacheError(
                 f"cache_params: expected the state of this model ({fingerprint}), found that of "
-                f"another one ({self.fingerprint})"
+                f"another one ({self.fingerprint:.80})"
             )
+
+
+def check_cache(
+    cache: Any,
+    config: MambaConfig,
+    batch_size: int,
+    dtype: np.dtype,
+    fingerprint: str | None = None,
+) -> None:
+    """Raise CacheError unless ``cache`` is a MambaCache that fits the model and batch of a call."""
+    if not isinstance(cache, MambaCache):
+        raise CacheError(f"cache_params: expected a MambaCache, found {shown(cache)}")
+    cache.check(config, batch_size, dtype, fingerprint)
+
+
+def _check_dtypes(dtypes: dict[str, str]) -> None:
+    for name, dtype in dtypes.items():
+        if dtype not in ("F32", "F64"):
+            raise ValueError(f"{name} of dtype {dtype}, not float32 or float64")
 
 
 def _check_loaded(path, metadata: dict[str, str], conv: NDArray, ssm: NDArray) -> None:
     if metadata.get("format") != FILE_FORMAT:
         found = metadata.get("format")
-        raise CacheError(f"{path}: expected the format {FILE_FORMAT!r}, found {found!r}")
+        raise CacheError(f"{path}: expected the format {FILE_FORMAT!r}, found {shown(found)}")
     fits = conv.ndim == ssm.ndim == 4 and conv.shape[:2] == ssm.shape[:2]
     if not fits or conv.shape[2] != ssm.shape[2] or 0 in conv.shape + ssm.shape:
         raise CacheError(
             f"{path}: expected conv_states (blocks, B, E, K) and ssm_states (blocks, B, E, N), "
             f"found {conv.shape} and {ssm.shape}"
         )
-    if conv.dtype != ssm.dtype or conv.dtype not in (np.float32, np.float64):
-        raise CacheError(
-            f"{path}: expected float32 or float64 states, found {conv.dtype} and {ssm.dtype}"
-        )
+    if conv.dtype != ssm.dtype:
+        raise CacheError(f"{path}: expected states of one dtype, found {conv.dtype}, {ssm.dtype}")
     for name, state in (("conv_states", conv), ("ssm_states", ssm)):
         if not np.isfinite(state).all():
             raise CacheError(f"{path}: {name}: expected finite numbers, found NaN or infinity")

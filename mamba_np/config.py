@@ -13,60 +13,17 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+from .checks import SIZE_LIMIT, choice, flag, integer, number, shown, token_ids
 from .equations import ACTIVATIONS, DISCRETISATIONS
 from .errors import ConfigError, UnsupportedModelError
-from .files import make_folder, read_json_object, write_json
+from .files import make_folder, own_file, read_json_object, write_json
 from .hub import CONFIG_FILES, locate, split_hub_options
 
 CONFIG_NAME = "config.json"
-SIZE_LIMIT = 2**31 - 1  # of any one size; a tensor that large does not exist
-
-Number = int | float
 T = TypeVar("T")
 
 
-# --- checks of single values: each returns the value or raises naming the field ---------------
-
-
-def _integer(name: str, value: Any, low: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= SIZE_LIMIT:
-        raise ConfigError(
-            f"{name}: expected an integer from {low} to {SIZE_LIMIT}, found {value!r}"
-        )
-    return value
-
-
-def _number(name: str, value: Any, low: float = 0.0, inclusive: bool = False) -> Number:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < low or (value == low and not inclusive):
-        bound = f"{'at least' if inclusive else 'above'} {low:g}"
-        raise ConfigError(f"{name}: expected a finite number {bound}, found {value!r}")
-    return value
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}: expected true or false, found {value!r}")
-    return value
-
-
-def _choice(name: str, value: Any, choices: Any) -> str:
-    if not isinstance(value, str) or value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
-    return value
-
-
-def _token_id(name: str, value: Any) -> int | None:
-    return None if value is None else _integer(name, value, low=0)
-
-
-def _token_ids(name: str, value: Any) -> int | list[int] | None:
-    if not isinstance(value, (list, tuple)):
-        return _token_id(name, value)
-    return [_integer(name, one, low=0) for one in value]
-
-
-def signed_by_fields(cls: type[T]) -> type[T]:
+def with_field_signature(cls: type[T]) -> type[T]:
     """Give a dataclass that takes its fields by name their signature, for help() and editors."""
     by_name, rest = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
     own = [f for f in fields(cast(Any, cls)) if f.name != "extra"]
@@ -77,7 +34,7 @@ def signed_by_fields(cls: type[T]) -> type[T]:
     return cls
 
 
-@signed_by_fields
+@with_field_signature
 @dataclass(eq=False)
 class MambaConfig:
     """The configuration of a Mamba model, with the names and defaults of transformers.
@@ -98,7 +55,7 @@ class MambaConfig:
     pad_token_id: int | None = 0
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 0
-    expand: Number = 2
+    expand: int | float = 2
     conv_kernel: int = 4
     use_bias: bool = False
     use_conv_bias: bool = True
@@ -133,7 +90,7 @@ class MambaConfig:
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for names that are no fields: unknown keys of the file.
-        if name != "extra" and name in self.__dict__.get("extra", ()):
+        if not name.startswith("__") and name in self.__dict__.get("extra", ()):
             return self.extra[name]
         raise AttributeError(f"MambaConfig has no field {name!r}")
 
@@ -146,20 +103,24 @@ class MambaConfig:
         Raises ConfigError for the first field that is wrong.
         """
         for name in ("vocab_size", "hidden_size", "state_size", "num_hidden_layers", "conv_kernel"):
-            _integer(name, getattr(self, name))
+            setattr(self, name, integer(name, getattr(self, name)))
         for name in ("layer_norm_epsilon", "time_step_min", "time_step_max", "expand"):
-            _number(name, getattr(self, name))
+            number(name, getattr(self, name), low=0, above=True)
         for name in ("initializer_range", "time_step_scale", "time_step_floor"):
-            _number(name, getattr(self, name), inclusive=True)
+            number(name, getattr(self, name), low=0)
         for f in fields(self):
             if isinstance(f.default, bool):
-                _flag(f.name, getattr(self, f.name))
-        _token_id("pad_token_id", self.pad_token_id)
-        _token_id("bos_token_id", self.bos_token_id)
-        self.eos_token_id = _token_ids("eos_token_id", self.eos_token_id)
-        _choice("hidden_act", self.hidden_act, ACTIVATIONS)
-        _choice("discretisation", self.discretisation, DISCRETISATIONS)
-        _choice("time_step_init_scheme", self.time_step_init_scheme, ("random", "constant"))
+                setattr(self, f.name, flag(f.name, getattr(self, f.name)))
+        for name in ("pad_token_id", "bos_token_id"):
+            if getattr(self, name) is not None:
+                setattr(self, name, integer(name, getattr(self, name), low=0))
+        if self.eos_token_id is not None:
+            self.eos_token_id = token_ids("eos_token_id", self.eos_token_id)
+        choice("hidden_act", self.hidden_act, ACTIVATIONS)
+        choice("discretisation", self.discretisation, DISCRETISATIONS)
+        choice(
+            "time_step_init_scheme", self.time_step_init_scheme, ("random", "uniform", "constant")
+        )
         if self.time_step_min > self.time_step_max:
             raise ConfigError(
                 f"time_step_min: expected at most time_step_max = {self.time_step_max:g}, "
@@ -171,13 +132,13 @@ class MambaConfig:
             if channels > SIZE_LIMIT or channels < 1:
                 raise ConfigError(
                     f"expand: expected expand * hidden_size from 1 to {SIZE_LIMIT}, "
-                    f"found {self.expand!r} * {self.hidden_size}"
+                    f"found {shown(self.expand)} * {self.hidden_size}"
                 )
             self.intermediate_size = int(channels)
-        _integer("intermediate_size", self.intermediate_size)
+        self.intermediate_size = integer("intermediate_size", self.intermediate_size)
         if self.time_step_rank == "auto":
             self.time_step_rank = math.ceil(self.hidden_size / 16)
-        _integer("time_step_rank", self.time_step_rank)
+        self.time_step_rank = integer("time_step_rank", self.time_step_rank)
 
     # --- to and from files --------------------------------------------------------------------
 
@@ -188,10 +149,15 @@ class MambaConfig:
         ``overrides`` replace fields by their transformers names. Raises ConfigError for a bad
         value and UnsupportedModelError for another architecture.
         """
+        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+            raise ConfigError(f"expected a dictionary with names as keys, found {shown(values)}")
         values = dict(values)
         if "hidden_size" not in values and "d_model" in values:
             values = _from_mamba_ssm(values)
         _require_mamba(values)
+        for derived, sources in _DERIVED.items():  # what follows from an override follows anew
+            if any(source in overrides for source in sources):
+                values.pop(derived, None)
         return cls(**values | overrides)
 
     @classmethod
@@ -204,7 +170,7 @@ class MambaConfig:
         """
         hub_options, overrides = split_hub_options(options)
         folder = locate(name_or_path, CONFIG_FILES, hub_options)
-        return cls.from_file(folder / CONFIG_NAME, **overrides)
+        return cls.from_file(own_file(folder, CONFIG_NAME), **overrides)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], **overrides: Any) -> "MambaConfig":
@@ -225,6 +191,13 @@ class MambaConfig:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into ``folder``, creating it if needed."""
         write_json(make_folder(folder) / CONFIG_NAME, self.to_dict())
+
+
+_DERIVED = {
+    "intermediate_size": ("expand", "hidden_size"),
+    "time_step_rank": ("hidden_size",),
+}
+"""Fields that the configuration computes where they are not given, and from which others."""
 
 
 # --- other dialects and other architectures ----------------------------------------------------
@@ -249,25 +222,30 @@ def _from_mamba_ssm(values: dict[str, Any]) -> dict[str, Any]:
     """Translate the keys of a mamba-ssm ``config.json``; keys with no counterpart stay."""
     layer = values.get("ssm_cfg") or {}
     if not isinstance(layer, dict):
-        raise ConfigError(f"ssm_cfg: expected an object, found {layer!r}")
+        raise ConfigError(f"ssm_cfg: expected an object, found {shown(layer)}")
     if layer.get("layer", "Mamba1") != "Mamba1":
-        raise UnsupportedModelError(f"ssm_cfg.layer: expected 'Mamba1', found {layer['layer']!r}")
+        raise UnsupportedModelError(
+            f"ssm_cfg.layer: expected 'Mamba1', found {shown(layer['layer'])}"
+        )
     if values.get("rms_norm", True) is not True:
         raise UnsupportedModelError(
-            f"rms_norm: expected true, found {values['rms_norm']!r} (LayerNorm is not supported)"
+            "rms_norm: expected true (LayerNorm is not supported), "
+            f"found {shown(values['rms_norm'])}"
         )
     for name in ("attn_layer_idx", "d_intermediate"):
         if values.get(name):
             raise UnsupportedModelError(
-                f"{name}: expected none, found {values[name]!r} (attention and MLP blocks are "
+                f"{name}: expected none, found {shown(values[name])} (attention and MLP blocks are "
                 "not supported)"
             )
     translated = {k: v for k, v in values.items() if k not in _SSM_ONLY}
     translated |= {_SSM_LAYER_KEYS[k]: v for k, v in layer.items() if k in _SSM_LAYER_KEYS}
+    unknown = {k: v for k, v in layer.items() if k not in _SSM_LAYER_KEYS and k != "layer"}
+    translated |= {"ssm_cfg": unknown} if unknown else {}
     translated["hidden_size"] = values["d_model"]
     translated["num_hidden_layers"] = values.get("n_layer", 64)
-    multiple = _integer("pad_vocab_size_multiple", values.get("pad_vocab_size_multiple", 8))
-    vocab_size = _integer("vocab_size", values.get("vocab_size", 50277))
+    multiple = integer("pad_vocab_size_multiple", values.get("pad_vocab_size_multiple", 8))
+    vocab_size = integer("vocab_size", values.get("vocab_size", 50277))
     translated["vocab_size"] = -(-vocab_size // multiple) * multiple
     translated["tie_word_embeddings"] = translated.pop("tie_embeddings", True)
     return translated
@@ -277,10 +255,10 @@ def _require_mamba(values: Mapping[str, Any]) -> None:
     """Refuse the configuration of another architecture by name."""
     found = values.get("model_type", "mamba")
     if found != "mamba":
-        raise UnsupportedModelError(f"model_type: expected 'mamba', found {found!r}")
+        raise UnsupportedModelError(f"model_type: expected 'mamba', found {shown(found)}")
     names = values.get("architectures") or ()
     if not isinstance(names, (list, tuple)):
-        raise ConfigError(f"architectures: expected a list of names, found {names!r:.80}")
+        raise ConfigError(f"architectures: expected a list of names, found {shown(names)}")
     for name in names:
         if not isinstance(name, str) or name not in (
             "MambaForCausalLM",
@@ -288,7 +266,7 @@ def _require_mamba(values: Mapping[str, Any]) -> None:
             "MambaLMHeadModel",
         ):
             raise UnsupportedModelError(
-                f"architectures: expected MambaForCausalLM or MambaModel, found {name!r}"
+                f"architectures: expected MambaForCausalLM or MambaModel, found {shown(name)}"
             )
     if "hidden_size" not in values:
         raise UnsupportedModelError(

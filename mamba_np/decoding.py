@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .checks import shown
+from .errors import InputError, NonFiniteError
 from .generation_config import GenerationConfig
-from .inputs import as_matrix, check_ids, check_mask
+from .inputs import as_array, as_matrix, check_ids, check_mask
 from .sampling import ABSENT
 
 StoppingCriterion = Callable[[NDArray, NDArray], Any]
@@ -57,7 +58,7 @@ class Prompt(NamedTuple):
     @classmethod
     def of_embeddings(cls, inputs_embeds: Any, attention_mask: Any, past: bool) -> "Prompt":
         """Check the outside of embeddings (B, L, D); the model checks the rest."""
-        embeddings = np.asarray(inputs_embeds)
+        embeddings = as_array("inputs_embeds", inputs_embeds)
         if embeddings.ndim != 3 or 0 in embeddings.shape:
             raise InputError(
                 "inputs_embeds: expected shape (batch, length, hidden_size), none of them 0, "
@@ -194,7 +195,17 @@ class Reader:
         if self.use_cache:
             self.cache = output.cache_params
         self.hidden_states = output.hidden_states
-        return output.logits[:, -1]
+        logits = output.logits[:, -1]
+        if np.isnan(logits).any():
+            self._explain_nan()
+        return logits
+
+    def _explain_nan(self) -> None:
+        """Raise NonFiniteError naming the parameter that is to blame, if one is."""
+        find = getattr(self.model, "find_non_finite", None)
+        name = find() if find else None
+        if name is not None:
+            raise NonFiniteError(f"{name}: expected finite weights, found NaN or infinity")
 
 
 class Stopping:
@@ -210,9 +221,10 @@ class Stopping:
         self.limit, self.eos, self.criteria = limit, config.eos_token_ids, tuple(criteria)
         strings = config.stop_strings or ()
         self.strings = (strings,) if isinstance(strings, str) else tuple(strings)
-        if self.strings and tokenizer is None:
+        if self.strings and not hasattr(tokenizer, "decode"):
             raise InputError(
-                "tokenizer: expected the model's tokenizer with stop_strings, found None"
+                f"tokenizer: expected the model's tokenizer with stop_strings, "
+                f"found {shown(tokenizer)}"
             )
         self.tokenizer = tokenizer
         # A token has at least one byte; the margin lets decoders treat a first token differently.
@@ -260,11 +272,13 @@ def _answers(index: int, result: Any, rows: int) -> NDArray:
 
 
 @contextlib.contextmanager
-def fed(streamer: Any) -> Iterator[Callable[[NDArray], Any]]:
+def feeding(streamer: Any) -> Iterator[Callable[[NDArray], Any]]:
     """Yield the streamer's ``put``; however it ends, the streamer's reader is not left waiting."""
     if streamer is None:
         yield lambda _: None
         return
+    if not hasattr(streamer, "put") or not hasattr(streamer, "end"):
+        raise InputError(f"streamer: expected methods put and end, found {shown(streamer)}")
     try:
         yield streamer.put
     except BaseException as error:

@@ -1,8 +1,8 @@
 """The maths of Mamba, once.
 
-Each function takes floats or arrays that broadcast, and keeps their dtype. Called on arrays they
-are the NumPy reference; a compiler can inline the same text into a kernel. Nothing here loops,
-allocates on purpose or knows a layout.
+Each function takes NumPy numbers or arrays that broadcast, and keeps their dtype; softmax and its
+kin work over the last axis. Called on arrays they are the NumPy reference; a compiler can inline
+the same text into a kernel. Nothing here knows a layout.
 
 Symbols are the paper's (Gu & Dao 2023): ``delta`` is the step size, ``A, B, C, D`` the state space
 parameters, ``h`` the state, ``x`` the input at the same position.
@@ -16,15 +16,18 @@ import numpy as np
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 SOFTPLUS_THRESHOLD = np.float32(20)  # above it, softplus(x) - x < 2.1e-9; torch returns x itself
 
+LARGEST_A_LOG = np.float32(80)  # e**80 = 5.5e34: times any step size, still a float32
+
 # Constants with more digits than float32 holds are Python floats: NumPy rounds them to the
 # dtype of the array they meet.
 SQRT_HALF = math.sqrt(0.5)
 GELU_TANH_SCALE = math.sqrt(2 / math.pi)
 GELU_TANH_CUBIC = 0.044715
 QUICK_GELU_SCALE = 1.702
+LEAK = 0.01
 
 
-# --- elementary functions: the only names a compiler has to provide -------------------------
+# --- elementary functions: what a compiler has to provide, besides abs, minimum and maximum --
 
 
 def exp(x):
@@ -85,9 +88,24 @@ def softplus(x):
     return where(x > SOFTPLUS_THRESHOLD, x, log1p(exp(np.minimum(x, SOFTPLUS_THRESHOLD))))
 
 
+def inverse_softplus(x):
+    """Return what softplus turns into x > 0."""
+    return x + np.log(-expm1(-x))
+
+
 def relu(x):
     """Return max(x, 0)."""
     return np.maximum(x, ZERO)
+
+
+def relu6(x):
+    """Return x between 0 and 6."""
+    return np.minimum(relu(x), np.float32(6))
+
+
+def leaky_relu(x):
+    """Return x above 0, and a hundredth of it below."""
+    return where(x >= ZERO, x, x * LEAK)
 
 
 def relu2(x):
@@ -123,13 +141,16 @@ def identity(x):
 ACTIVATIONS = {
     "silu": silu,
     "swish": silu,
-    "gelu": gelu,
-    "gelu_new": gelu_tanh,
-    "gelu_fast": gelu_tanh,
-    "gelu_pytorch_tanh": gelu_tanh,
+    **dict.fromkeys(("gelu", "gelu_python"), gelu),
+    **dict.fromkeys(
+        ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"),
+        gelu_tanh,
+    ),
     "quick_gelu": quick_gelu,
     "relu": relu,
     "relu2": relu2,
+    "relu6": relu6,
+    "leaky_relu": leaky_relu,
     "mish": mish,
     "sigmoid": sigmoid,
     "tanh": tanh,
@@ -171,8 +192,11 @@ def softmax(scores):
 
 
 def continuous_A(A_log):
-    """Return A = -exp(A_log): negative, so that the state decays (paper, section 3.6)."""
-    return -exp(A_log)
+    """Return A = -exp(A_log): negative, so that the state decays (paper, section 3.6).
+
+    Finite for any A_log: above 80 a channel forgets everything at each step in any case.
+    """
+    return -exp(np.minimum(A_log, LARGEST_A_LOG))
 
 
 def discretise(delta, A, B):
@@ -184,7 +208,7 @@ def discretise(delta, A, B):
 
 
 def discretise_zoh(delta, A, B):
-    """Return (A_bar, B_bar) of the exact zero-order hold, equation (4) of the paper."""
+    """Return (A_bar, B_bar) of the exact zero-order hold, equation (4) of the paper; A is not 0."""
     return exp(delta * A), expm1(delta * A) / A * B
 
 

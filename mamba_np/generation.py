@@ -2,7 +2,7 @@
 
 The prompt is read in one call, then one token a call with the model's state as the only memory:
 time and memory per token do not depend on how long the text has become. Arguments, their meaning
-and the order of processing are those of transformers; docs say where masks are treated better.
+and the order of processing are those of transformers; docs/differences.md says what differs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,16 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import beam
-from .decoding import GOES_ON, Prompt, Reader, Stopping, StoppingCriterion, Texts, fed
+from .decoding import GOES_ON, Prompt, Reader, Stopping, StoppingCriterion, Texts, feeding
 from .errors import InputError
 from .generation_config import GenerationConfig, combine
+from .inputs import require_one
 from .outputs import ModelOutput
 from .sampling import LogitsProcessor, Scorer, check_scores, draw, row_generators
 
 __all__ = ["GenerationConfig", "GenerateOutput", "GenerationMixin", "TokenStream"]
 
 
-@dataclass
+@dataclass(eq=False)
 class GenerateOutput(ModelOutput):
     """What ``generate`` returns with ``return_dict_in_generate``; R = B * num_return_sequences.
 
@@ -202,7 +203,7 @@ class GenerationMixin:
                 )
             return _beam_output(task)
         stream = TokenStream(task)
-        with fed(streamer) as put:
+        with feeding(streamer) as put:
             put(task.texts.ids)
             for tokens in stream:
                 put(tokens)
@@ -246,9 +247,7 @@ class GenerationMixin:
         if input_ids is None and inputs_embeds is None and cache_params is None:
             input_ids = _start(config)
         past = cache_params is not None
-        if (input_ids is None) == (inputs_embeds is None):
-            found = "neither" if input_ids is None else "both"
-            raise InputError(f"expected exactly one of input_ids and inputs_embeds, found {found}")
+        require_one(input_ids, inputs_embeds)
         if input_ids is not None:
             prompt = Prompt.of_ids(input_ids, attention_mask, self.config.vocab_size, past)
         else:

@@ -6,119 +6,89 @@ remembers which of its fields were given and which only have their defaults.
 """
 
 import difflib
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .config import MambaConfig, signed_by_fields
+from .checks import flag, integer, number, shown, token_ids
+from .config import MambaConfig, with_field_signature
 from .errors import ConfigError, InputError
-from .files import make_folder, read_json_object, write_json
+from .files import make_folder, own_file, read_json_object, write_json
 from .hub import GENERATION_FILES, locate, split_hub_options
 
 DEFAULT_NEW_TOKENS = 20
 """How many tokens are made where neither max_length nor max_new_tokens is given."""
 
-COUNT_LIMIT = 2**31 - 1
+TEXTS_LIMIT, FILE_TEXTS_LIMIT = 8192, 64
+"""Most texts or beams of one row that a caller, or a file, can ask for: each has its own state."""
+
 LOWEST_TEMPERATURE = 1e-100  # below, dividing logits by it could overflow
 
 
 # --- checks of single values: each returns the value or raises naming the field ---------------
 
 
-def _count(low: int) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not is_integer or not low <= value <= COUNT_LIMIT:
-            raise ConfigError(
-                f"{name}: expected an integer from {low} to {COUNT_LIMIT}, found {value!r}"
-            )
-        return int(value)
-
-    return check
-
-
-def _number(low: float, high: float, above: bool = False) -> Callable[[str, Any], float]:
-    def check(name: str, value: Any) -> float:
-        is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-            value, bool
-        )
-        if not is_number or not math.isfinite(value) or not low <= value <= high:
-            bounds = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at least {low:g}"
-            bounds = "" if math.isinf(low) else f" {bounds}"
-            raise ConfigError(f"{name}: expected a finite number{bounds}, found {value!r}")
-        if above and value == low:
-            raise ConfigError(f"{name}: expected a number above {low:g}, found {value!r}")
-        return float(value)
-
-    return check
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}: expected true or false, found {value!r}")
-    return value
-
-
 def _early_stopping(name: str, value: Any) -> bool | str:
     if not isinstance(value, bool) and not (isinstance(value, str) and value == "never"):
-        raise ConfigError(f"{name}: expected true, false or 'never', found {value!r}")
+        raise ConfigError(f"{name}: expected true, false or 'never', found {shown(value)}")
     return value
 
 
 def _token_ids(name: str, value: Any) -> int | list[int]:
-    if not isinstance(value, (list, tuple)):
-        return _count(0)(name, value)
-    if not value:
+    if isinstance(value, (list, tuple)) and not value:
         raise ConfigError(f"{name}: expected an id or a list of ids, found an empty list")
-    return [_count(0)(name, one) for one in value]
+    return token_ids(name, value)
 
 
 def _strings(name: str, value: Any) -> str | list[str]:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, (list, tuple)) or not strings:
-        raise ConfigError(f"{name}: expected a string or a list of strings, found {value!r}")
+        raise ConfigError(f"{name}: expected a string or a list of strings, found {shown(value)}")
     for one in strings:
         if not isinstance(one, str) or not one:
-            raise ConfigError(f"{name}: expected strings that are not empty, found {one!r}")
+            raise ConfigError(f"{name}: expected strings that are not empty, found {shown(one)}")
     return value if isinstance(value, str) else list(strings)
 
 
+_at_least_0, _at_least_1 = partial(integer, low=0), partial(integer, low=1)
+_texts = partial(integer, low=1, high=TEXTS_LIMIT)
+_share = partial(number, low=0, high=1)
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "max_length": _count(1),
-    "max_new_tokens": _count(1),
-    "min_new_tokens": _count(0),
-    "num_beams": _count(1),
-    "num_return_sequences": _count(1),
-    "temperature": _number(0, math.inf),
-    "top_k": _count(0),
-    "top_p": _number(0, 1),
-    "min_p": _number(0, 1),
-    "repetition_penalty": _number(0, math.inf, above=True),
-    "no_repeat_ngram_size": _count(0),
-    "length_penalty": _number(-math.inf, math.inf),
+    "max_length": _at_least_1,
+    "max_new_tokens": _at_least_1,
+    "min_new_tokens": _at_least_0,
+    "num_beams": _texts,
+    "num_return_sequences": _texts,
+    "temperature": partial(number, low=0),
+    "top_k": _at_least_0,
+    "top_p": _share,
+    "min_p": _share,
+    "repetition_penalty": partial(number, low=0, above=True),
+    "no_repeat_ngram_size": _at_least_0,
+    "length_penalty": number,
     "early_stopping": _early_stopping,
-    "bos_token_id": _count(0),
+    "bos_token_id": _at_least_0,
     "eos_token_id": _token_ids,
-    "pad_token_id": _count(0),
+    "pad_token_id": _at_least_0,
     "stop_strings": _strings,
-    "seed": _count(0),
+    "seed": partial(integer, low=0, high=2**64 - 1),
 }
 
 
-@signed_by_fields
+@with_field_signature
 @dataclass(eq=False)
 class GenerationConfig:
     """How to continue a prompt; names and defaults are those of transformers.
 
-    ``max_length`` counts the prompt (its padded width), ``max_new_tokens`` does not and wins over
-    it; where neither is given, 20 new tokens are made whatever the prompt's length. Unknown keys,
-    also those of options that are not implemented here, are kept in ``extra``, can be read as
-    attributes and are saved again; ``generate`` does not use them.
+    ``max_length`` counts the prompt (its padded width), ``max_new_tokens`` does not. Where one
+    place gives both, the latter wins; otherwise the nearer place does. Where neither is given, 20
+    new tokens are made whatever the prompt's length. Unknown keys, also those of options that are
+    not implemented here, are kept in ``extra``, can be read as attributes and are saved again;
+    ``generate`` does not use them.
 
     Raises ConfigError, naming the field, for a value that makes no sense. None means not given.
     """
@@ -166,7 +136,7 @@ class GenerationConfig:
 
     def __getattr__(self, name: str) -> Any:
         # Reached only for names that are no fields: unknown keys of the file.
-        if name in self.__dict__.get("extra", ()):
+        if not name.startswith("__") and name in self.__dict__.get("extra", ()):
             return self.extra[name]
         raise AttributeError(f"GenerationConfig has no field {name!r}")
 
@@ -179,7 +149,7 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is None and default is None:
                 continue
-            vars(self)[name] = _CHECKS.get(name, _flag)(name, value)
+            vars(self)[name] = _CHECKS.get(name, flag)(name, value)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -264,9 +234,12 @@ class GenerationConfig:
         """
         hub_options, overrides = split_hub_options(options)
         folder = locate(name_or_path, GENERATION_FILES, hub_options)
-        path = Path(folder) / GENERATION_FILES[0]
+        path = own_file(Path(folder), GENERATION_FILES[0])
         values = read_json_object(path)
         try:
+            for name in ("num_beams", "num_return_sequences"):
+                if values.get(name) is not None:
+                    integer(name, values[name], high=FILE_TEXTS_LIMIT)
             return cls.from_dict(values, **overrides)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None

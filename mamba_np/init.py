@@ -7,18 +7,16 @@ the same in all three: paper, section 3.6.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import equations as eq
 from .config import MambaConfig
 from .errors import InputError
 from .params import Layer, Params, as_dtype, compute_dtype, convert
 
 SCHEMES = ("transformers-4.53", "transformers-5", "mamba-ssm")
-
-Draw = Callable[..., NDArray]  # draw(*shape) -> random array
 
 
 def init_params(
@@ -127,6 +125,8 @@ def _depth_scale(config: MambaConfig, scheme: str) -> float:
 def _dt_proj(config: MambaConfig, draws: _Draws) -> NDArray:  # (E, R)
     R = config.time_step_rank
     bound = config.time_step_scale / math.sqrt(R)
+    if config.time_step_init_scheme == "uniform":  # documented, and leaves torch's own default
+        return draws.uniform(1 / math.sqrt(R), config.intermediate_size, R)
     if config.time_step_init_scheme == "constant":
         return draws.full(bound, config.intermediate_size, R)
     return draws.uniform(bound, config.intermediate_size, R)
@@ -137,4 +137,4 @@ def _dt_bias(config: MambaConfig, draws: _Draws) -> NDArray:  # (E)
     low, high = math.log(config.time_step_min), math.log(config.time_step_max)
     dt = np.exp(low + (high - low) * draws.unit(config.intermediate_size))
     dt = np.maximum(dt, config.time_step_floor)
-    return dt + np.log(-np.expm1(-dt))  # the inverse of softplus
+    return eq.inverse_softplus(dt)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import shown
 from .config import MambaConfig
 from .errors import InputError
 from .reference import IGNORED_LABEL
@@ -79,11 +80,10 @@ def check_batch(
 
     Raises InputError naming the argument, the first bad value and its position.
     """
-    if (input_ids is None) == (inputs_embeds is None):
-        found = "neither" if input_ids is None else "both"
-        raise InputError(f"expected exactly one of input_ids and inputs_embeds, found {found}")
+    require_one(input_ids, inputs_embeds)
     if input_ids is None:
-        ids, embeddings = None, check_embeddings(inputs_embeds, config.hidden_size, dtype)
+        ids, D = None, config.hidden_size
+        embeddings = check_embeddings("inputs_embeds", inputs_embeds, D, dtype)
         shape = embeddings.shape[:2]
     else:
         ids, embeddings = as_matrix("input_ids", input_ids), None
@@ -98,6 +98,13 @@ def _expand(index: NDArray, ndim: int) -> NDArray:
     return index.reshape(index.shape + (1,) * (ndim - 2))
 
 
+def require_one(input_ids: Any, inputs_embeds: Any) -> None:
+    """Raise InputError unless exactly one of the two is given."""
+    if (input_ids is None) == (inputs_embeds is None):
+        found = "neither" if input_ids is None else "both"
+        raise InputError(f"expected exactly one of input_ids and inputs_embeds, found {found}")
+
+
 def check_mask(attention_mask: Any, shape: tuple[int, int], *, has_past: bool) -> NDArray | None:
     """Return a boolean mask (B, L), or None where nothing is masked.
 
@@ -106,7 +113,7 @@ def check_mask(attention_mask: Any, shape: tuple[int, int], *, has_past: bool) -
     """
     if attention_mask is None:
         return None
-    mask = np.asarray(attention_mask)
+    mask = as_array("attention_mask", attention_mask)
     covers_past = has_past and mask.ndim == 2 and mask.shape[1] > shape[1]
     mask = mask[:, -shape[1] :] if covers_past else mask
     if mask.shape != shape:
@@ -147,15 +154,20 @@ def check_labels(labels: Any, shape: tuple[int, int], vocab_size: int) -> NDArra
     return values.astype(np.int64, copy=False)
 
 
+def as_array(name: str, values: Any) -> NDArray:
+    """Return values as an array; raises InputError for rows of different lengths."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: expected rows of equal length: {error}") from None
+
+
 def as_matrix(name: str, values: Any) -> NDArray:
     """Return integers as an array (B, L) with at least one row and one column.
 
     Raises InputError naming the argument for other dtypes (bool and float too) and shapes.
     """
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise InputError(f"{name}: expected rows of equal length: {error}") from None
+    array = as_array(name, values)
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(
             f"{name}: expected shape (batch, length), neither of them 0, found {array.shape}"
@@ -165,15 +177,15 @@ def as_matrix(name: str, values: Any) -> NDArray:
     return array
 
 
-def check_embeddings(inputs_embeds: Any, hidden_size: int, dtype: np.dtype) -> NDArray:
-    """Return embeddings (B, L, D) in the model's dtype; raises InputError for anything else."""
-    array = np.asarray(inputs_embeds)
+def check_embeddings(name: str, values: Any, hidden_size: int, dtype: np.dtype) -> NDArray:
+    """Return vectors (B, L, D) in the model's dtype; raises InputError for anything else."""
+    array = as_array(name, values)
     if array.ndim != 3 or 0 in array.shape or array.shape[2] != hidden_size:
         raise InputError(
-            f"inputs_embeds: expected shape (batch, length, {hidden_size}), found {array.shape}"
+            f"{name}: expected shape (batch, length, {hidden_size}), found {array.shape}"
         )
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise InputError(f"inputs_embeds: expected floats, found dtype {array.dtype}")
+        raise InputError(f"{name}: expected floats, found dtype {array.dtype}")
     return array.astype(dtype, copy=False)
 
 
@@ -183,12 +195,12 @@ def check_logits_to_keep(logits_to_keep: Any, length: int) -> slice | NDArray:
         if logits_to_keep < 0:
             raise InputError(f"logits_to_keep: expected 0 or more, found {logits_to_keep}")
         return slice(-int(logits_to_keep), None) if logits_to_keep else slice(None)
-    index = np.asarray(logits_to_keep)
+    index = as_array("logits_to_keep", logits_to_keep)
     wrong_kind = index.ndim != 1 or index.dtype.kind not in "iu"
     if wrong_kind or ((index < -length) | (index >= length)).any():
         raise InputError(
             f"logits_to_keep: expected a count or positions below {length}, "
-            f"found {logits_to_keep!r}"
+            f"found {shown(logits_to_keep)}"
         )
     return index
 

@@ -4,23 +4,25 @@ They check what comes in, pack what is masked, carry the cache and leave the ari
 backend. The steps themselves are in ``reference``.
 """
 
-import contextlib
 import os
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import backend as backends
-from .cache import MambaCache
+from .cache import MambaCache, check_cache
+from .checks import integer
 from .config import MambaConfig
-from .errors import FileMissingError
+from .errors import InputError
 from .generation import GenerationConfig, GenerationMixin
+from .hub import GENERATION_FILES
 from .init import init_layer
-from .inputs import Batch, check_batch, check_labels, check_logits_to_keep
+from .inputs import Batch, check_batch, check_embeddings, check_labels, check_logits_to_keep
 from .outputs import MambaCausalLMOutput, MambaOutput
 from .params import Layer, compute_dtype
-from .pretrained import PretrainedModel
+from .pretrained import PretrainedModel, require_config
 from .reference import IGNORED_LABEL, State
 
 PREFILL_CHUNK = 512
@@ -44,7 +46,10 @@ class _OneLayer:
         rng: np.random.Generator | int | None = None,
         backend: str = "auto",
     ):
-        self.config, self.layer_idx = config, layer_idx
+        require_config(config)
+        last = config.num_hidden_layers - 1
+        self.layer_idx = integer("layer_idx", layer_idx, low=0, high=last, error=InputError)
+        self.config = config
         self.layer = init_layer(config, rng) if layer is None else layer
         self.backend = backends.resolve(backend)
 
@@ -62,16 +67,16 @@ class _OneLayer:
         InputError or CacheError.
         """
         dtype = compute_dtype(self.layer.in_proj.dtype)
-        has_past = cache_params is not None
+        x = check_embeddings("hidden_states", hidden_states, self.config.hidden_size, dtype)
         batch = check_batch(
-            self.config, dtype, None, hidden_states, attention_mask, has_past=has_past
+            self.config, dtype, None, x, attention_mask, has_past=cache_params is not None
         )
         rows = batch.shape[0]
         cache = MambaCache(self.config, rows, dtype) if cache_params is None else cache_params
-        cache.check(self.config, rows, dtype)
+        check_cache(cache, self.config, rows, dtype)
         step = getattr(backends.get(self.backend), self.step)
-        x, state = batch.pack(cast(NDArray, batch.embeddings)), cache.read()[self.layer_idx]
-        y, state = step(x, self.layer, self.config, state, batch.lengths)
+        state = cache.read()[self.layer_idx]
+        y, state = step(batch.pack(x), self.layer, self.config, state, batch.lengths)
         cache.write([state], first=self.layer_idx)
         return batch.unpack(y)
 
@@ -124,23 +129,24 @@ class MambaModel(PretrainedModel):
         return_dict: bool | None = None,
         cache_position: Any = None,
         attention_mask: Any = None,
-    ) -> MambaOutput | tuple[Any, ...]:
+    ) -> MambaOutput:
         """Run the blocks over a piece of a sequence, of any length, from a cache or from nothing.
 
         Exactly one of ``input_ids`` (B, L) and ``inputs_embeds`` (B, L, D) is needed.
         ``attention_mask`` (B, L) has 0 where a token is to be treated as absent; outputs there
         are zero. ``cache_params`` holds what was read before: it is advanced in place and
         returned, unless ``use_cache=False``, when it is read and left alone.
-        ``cache_position`` is accepted for compatibility and not needed.
+        ``cache_position`` is accepted for compatibility and not needed. ``return_dict=False``
+        returns the output's tuple.
 
         Raises InputError or CacheError; the cache is then as it was.
         """
         batch = self._check(input_ids, inputs_embeds, attention_mask, cache_params)
-        every = _given(output_hidden_states, self.config.output_hidden_states)
-        hidden, cache = self._advance(batch, cache_params, use_cache, every)
+        keep_all = _or_default(output_hidden_states, self.config.output_hidden_states)
+        hidden, cache = self._advance(batch, cache_params, use_cache, keep_all)
         hidden = [batch.unpack(h) for h in hidden]
-        output = MambaOutput(hidden[-1], cache, tuple(hidden) if every else None)
-        return output if _given(return_dict, self.config.return_dict) else output.to_tuple()
+        output = MambaOutput(hidden[-1], cache, tuple(hidden) if keep_all else None)
+        return self._returned(output, return_dict)
 
     forward = __call__
 
@@ -155,36 +161,37 @@ class MambaModel(PretrainedModel):
         )
 
     def _advance(
-        self, batch: Batch, cache: MambaCache | None, use_cache: bool | None, every: bool
+        self, batch: Batch, cache: MambaCache | None, use_cache: bool | None, keep_all: bool
     ) -> tuple[list[NDArray], MambaCache | None]:
         """Return the packed hidden states, all of them or the last, and the cache if wanted."""
         rows = batch.shape[0]
         cache = self.new_cache(rows) if cache is None else cache
-        cache.check(self.config, rows, self.compute_dtype, self.fingerprint)
+        check_cache(cache, self.config, rows, self.compute_dtype, self.fingerprint)
         if batch.ids is None:
             x = batch.pack(cast(NDArray, batch.embeddings))
         else:
             ids = batch.pack(batch.ids)
             x = self._engine.embed(ids, self.params.embeddings, self.compute_dtype)
-        hidden, states = self._run(x, cache.read(), batch.lengths, every)
-        if not _given(use_cache, self.config.use_cache):
+        hidden, states = self._run(x, cache.read(), batch.lengths, keep_all)
+        if not _or_default(use_cache, self.config.use_cache):
             return hidden, None
         cache.write(states)
         cache.fingerprint = self.fingerprint
         return hidden, cache
 
     def _run(
-        self, x: NDArray, states: list[State], lengths: NDArray | None, every: bool
+        self, x: NDArray, states: list[State], lengths: NDArray | None, keep_all: bool
     ) -> tuple[list[NDArray], list[State]]:
         """Run x (B, L, D) through all blocks, a chunk of tokens at a time."""
-        hidden = [np.empty_like(x) for _ in range(len(states) + 1 if every else 1)]
-        for start in range(0, x.shape[1], PREFILL_CHUNK):
-            now = slice(start, start + PREFILL_CHUNK)
+        hidden = [np.empty_like(x) for _ in range(len(states) + 1 if keep_all else 1)]
+        length = max(1, PREFILL_CHUNK // len(x))
+        for start in range(0, x.shape[1], length):
+            now = slice(start, start + length)
             piece = x[:, now]
             ends = None if lengths is None else np.clip(lengths - start, 0, piece.shape[1])
             for i, layer in enumerate(self.params.layers):
                 piece, states[i] = self._engine.block(piece, layer, self.config, states[i], ends)
-                if every:
+                if keep_all:
                     hidden[i][:, now] = piece
             eps = self.config.layer_norm_epsilon
             hidden[-1][:, now] = self._engine.rms_norm(piece, self.params.norm_f, eps)
@@ -213,15 +220,11 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin):
         return cast(NDArray, self.params.lm_head)
 
     def _after_loading(self, folder: str | os.PathLike[str]) -> None:
-        with contextlib.suppress(FileMissingError):  # optional: the configuration has the ids too
+        if os.path.lexists(Path(folder) / GENERATION_FILES[0]):  # if not, config.json has the ids
             self.generation_config = GenerationConfig.from_pretrained(folder)
 
-    def save_pretrained(
-        self, folder: str | os.PathLike[str], *, max_shard_size: int | str = "5GB"
-    ) -> None:
-        """Write the model as ``PretrainedModel.save_pretrained``, and generation_config.json."""
-        super().save_pretrained(folder, max_shard_size=max_shard_size)
-        self.generation_config.save_pretrained(folder)
+    def _json_files(self) -> dict[str, dict[str, Any]]:
+        return {**super()._json_files(), GENERATION_FILES[0]: self.generation_config.to_dict()}
 
     def __call__(
         self,
@@ -235,7 +238,7 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         cache_position: Any = None,
         logits_to_keep: Any = 0,
-    ) -> MambaCausalLMOutput | tuple[Any, ...]:
+    ) -> MambaCausalLMOutput:
         """Score every next token: logits (B, L, V), in float32 or the model's float64.
 
         ``labels`` (B, L), usually the ids themselves, are shifted inside: the loss is the mean
@@ -250,18 +253,18 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin):
         keep = check_logits_to_keep(logits_to_keep, batch.shape[1])
         if labels is not None:
             labels = check_labels(labels, batch.shape, self.config.vocab_size)
-        every = _given(output_hidden_states, self.config.output_hidden_states)
-        hidden, cache = backbone._advance(batch, cache_params, use_cache, every)
-        result = MambaCausalLMOutput(cache_params=cache)
+        keep_all = _or_default(output_hidden_states, self.config.output_hidden_states)
+        hidden, cache = backbone._advance(batch, cache_params, use_cache, keep_all)
+        loss = None
         if labels is None:
-            result.logits = self._score(batch.unpack(hidden[-1])[:, keep])
+            logits = self._score(batch.unpack(hidden[-1])[:, keep])
         else:  # the loss needs every position; labels shift past masked positions
             logits = self._score(hidden[-1])
-            result.loss = self._engine.cross_entropy(logits, batch.pack(labels, IGNORED_LABEL))
-            result.logits = batch.unpack(logits)[:, keep]
-        if every:
-            result.hidden_states = tuple(batch.unpack(h) for h in hidden)
-        return result if _given(return_dict, self.config.return_dict) else result.to_tuple()
+            loss = self._engine.cross_entropy(logits, batch.pack(labels, IGNORED_LABEL))
+            logits = batch.unpack(logits)[:, keep]
+        states = tuple(batch.unpack(h) for h in hidden) if keep_all else None
+        result = MambaCausalLMOutput(loss, logits, cache, states)
+        return self._returned(result, return_dict)
 
     forward = __call__
 
@@ -269,5 +272,5 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin):
         return self._engine.head(hidden, self.lm_head)
 
 
-def _given(argument: bool | None, default: bool) -> bool:
+def _or_default(argument: bool | None, default: bool) -> bool:
     return default if argument is None else argument

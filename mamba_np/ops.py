@@ -1,6 +1,6 @@
 """The operators alone, with the argument names and layouts of mamba-ssm and causal-conv1d.
 
-Sequences are channels-first here, (B, E, L), as in those packages; they may be strided views.
+Sequences are (B, E, L) here, as in those packages; they may be strided views.
 Arithmetic is in float32, or float64 if the first argument is; results have its dtype. Each
 function raises InputError naming the argument whose dtype or shape is wrong.
 """
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from . import backend as backends
 from . import equations as eq
+from .checks import shown
 from .errors import InputError
+from .inputs import as_array
 from .params import DTYPES, compute_dtype
 
 
@@ -39,7 +41,7 @@ def selective_scan(
 
     Returns y (B, E, L), or (y, last_state (B, E, N)) with ``return_last_state``.
     """
-    dtype = _dtype("u", u)
+    u, dtype = as_array("u", u), _dtype("u", u)
     batch, E, L = _shape("u", u, 3)
     N = _shape("A", A, 2)[1]
     x = _time_major("u", u, dtype, (batch, E, L))
@@ -54,7 +56,7 @@ def selective_scan(
     y, h = engine.selective_scan(x, step, A, weights_in, weights_out, h)
     gate = None if z is None else _time_major("z", z, dtype, (batch, E, L))
     y = _finish(y, x, _vector("D", D, E, dtype), gate).swapaxes(1, 2).astype(u.dtype, copy=False)
-    return (y, h) if return_last_state else y
+    return (y, h.copy()) if return_last_state else y
 
 
 def selective_state_update(
@@ -75,6 +77,7 @@ def selective_state_update(
     are (B, N) or (B, G, N), ``D`` and ``dt_bias`` are (E). With heads, E is two axes (H, P)
     everywhere, as in mamba-ssm: ``state`` (B, H, P, N), ``x`` (B, H, P) and so on.
     """
+    _require_writeable("state", state)
     _shape("state", state, 4 if np.ndim(state) == 4 else 3)
     batch, *channels, N = state.shape
     E = int(np.prod(channels))
@@ -82,13 +85,13 @@ def selective_state_update(
     flat = {"x": x, "dt": dt, "A": A, "D": D, "z": z, "dt_bias": dt_bias}
     wide = {"x": (batch,), "dt": (batch,), "z": (batch,), "A": (), "D": (), "dt_bias": ()}
     for name, value in flat.items():
-        if value is not None:
+        if value is not None or name in ("x", "dt", "A"):
             tail = (N,) if name == "A" else ()
             whole = _array(name, value, dtype, (*wide[name], *channels, *tail))
             flat[name] = whole.reshape(*wide[name], E, *tail)
     step = _step_size(flat["dt"], flat["dt_bias"], dt_softplus)
     weights_in, weights_out = (
-        _selected(name, np.asarray(m)[..., None], dtype, (batch, E, N, 1), allow_fixed=False)
+        _selected(name, as_array(name, m)[..., None], dtype, (batch, E, N, 1), allow_fixed=False)
         for name, m in (("B", B), ("C", C))
     )
     h = state.astype(dtype, copy=False).reshape(batch, E, N)
@@ -96,7 +99,8 @@ def selective_state_update(
     y, h = backends.get(None).selective_scan(*sequence, h)
     state[...] = h.reshape(state.shape)
     y = _finish(y[:, 0], flat["x"], flat["D"], flat["z"])
-    return y.reshape(np.shape(x)).astype(np.asarray(x).dtype, copy=False)
+    x = as_array("x", x)
+    return y.reshape(x.shape).astype(x.dtype, copy=False)
 
 
 def causal_conv1d(
@@ -114,7 +118,7 @@ def causal_conv1d(
 
     Returns y (B, E, L), or (y, final_states (B, E, K-1)) with ``return_final_states``.
     """
-    dtype = _dtype("x", x)
+    x, weight, dtype = as_array("x", x), as_array("weight", weight), _dtype("x", x)
     batch, E, K = _conv_sizes(x, weight)
     window = np.zeros((batch, E, K), dtype)
     if initial_states is not None:
@@ -136,8 +140,9 @@ def causal_conv1d_update(
     ``x`` is (B, E) for one step or (B, E, L) for several; ``conv_state`` (B, E, S) holds the last
     S >= K-1 inputs, oldest first. Returns y, shaped like x.
     """
-    dtype = _dtype("x", x)
-    if np.ndim(x) == 2:
+    _require_writeable("conv_state", conv_state)
+    x, weight, dtype = as_array("x", x), as_array("weight", weight), _dtype("x", x)
+    if x.ndim == 2:
         return causal_conv1d_update(x[..., None], conv_state, weight, bias, activation)[..., 0]
     batch, E, K = _conv_sizes(x, weight)
     S = _shape("conv_state", conv_state, 3)[2]
@@ -193,7 +198,7 @@ def _step_size(delta, bias, softplus):
 def _selected(name, values, dtype, sizes, allow_fixed=True):
     """Return B or C time-major: (B L N) if all channels share it, else (B L E N)."""
     batch, E, N, L = sizes
-    values = np.asarray(values)
+    values = as_array(name, values)
     if values.ndim == 2 and allow_fixed:
         fixed = _array(name, values, dtype, (E, N))
         return np.broadcast_to(fixed, (batch, L, E, N))
@@ -223,7 +228,7 @@ def _array(name: str, values: Any, dtype: np.dtype, shape: tuple[int, ...]) -> N
 
 def _dtype(name: str, values: Any) -> np.dtype:
     """Return the dtype to compute in for ``values``."""
-    found = np.asarray(values).dtype
+    found = as_array(name, values).dtype
     if found.name not in DTYPES:
         raise InputError(
             f"{name}: expected real floating-point numbers of up to 64 bits, found {found}"
@@ -231,7 +236,17 @@ def _dtype(name: str, values: Any) -> np.dtype:
     return compute_dtype(DTYPES[found.name])  # in native byte order
 
 
+def _require_writeable(name: str, values: Any) -> None:
+    """Refuse, before any work is done, what cannot be changed in place."""
+    if not isinstance(values, np.ndarray) or not values.flags.writeable:
+        found = "a read-only one" if isinstance(values, np.ndarray) else shown(values)
+        raise InputError(f"{name}: expected a NumPy array to change in place, found {found}")
+
+
 def _shape(name: str, values: Any, ndim: int) -> tuple[int, ...]:
-    if np.ndim(values) != ndim:
-        raise InputError(f"{name}: expected {ndim} dimensions, found shape {np.shape(values)}")
-    return np.shape(values)
+    shape = as_array(name, values).shape
+    if len(shape) != ndim or 0 in shape[:2]:
+        raise InputError(
+            f"{name}: expected {ndim} dimensions, the first two above 0, found shape {shape}"
+        )
+    return shape

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from .cache import MambaCache
 
 
-@dataclass
+@dataclass(eq=False)
 class ModelOutput:
     """Base of all outputs: fields that are None are left out of the tuple and dictionary views.
 
@@ -23,6 +23,14 @@ class ModelOutput:
     def to_tuple(self) -> tuple[Any, ...]:
         """Return the fields that are not None, in order."""
         return tuple(getattr(self, name) for name in self.keys())
+
+    def items(self) -> tuple[tuple[str, Any], ...]:
+        """Return (name, value) of the fields that are not None, in order."""
+        return tuple((name, getattr(self, name)) for name in self.keys())
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a field, or ``default`` where it is None or unknown."""
+        return getattr(self, key) if key in self else default
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if isinstance(key, str):
@@ -41,7 +49,7 @@ class ModelOutput:
         return key in self.keys()
 
 
-@dataclass
+@dataclass(eq=False)
 class MambaOutput(ModelOutput):
     """What MambaModel returns.
 
@@ -54,11 +62,11 @@ class MambaOutput(ModelOutput):
     hidden_states: tuple[NDArray, ...] | None = None  # each (B, L, D)
 
 
-@dataclass
+@dataclass(eq=False)
 class MambaCausalLMOutput(ModelOutput):
     """What MambaForCausalLM returns; the loss comes first where labels were given."""
 
     loss: Any = None  # (): mean over the predicted labels, in nats
-    logits: NDArray | None = None  # (B, L, V), or (B, k, V) with logits_to_keep=k
+    logits: NDArray = None  # type: ignore[assignment] # (B, L, V), or (B, k, V) with logits_to_keep
     cache_params: MambaCache | None = None
     hidden_states: tuple[NDArray, ...] | None = None  # as in MambaOutput

@@ -11,9 +11,18 @@ from numpy.typing import NDArray
 
 from . import backend as backends
 from .cache import MambaCache
-from .checkpoint import locate_model, read_params, save_params, state_dict, stored_dtype
+from .checkpoint import (
+    check_params,
+    locate_model,
+    read_params,
+    save_params,
+    state_dict,
+    stored_dtype,
+)
+from .checks import integer, shown
 from .config import CONFIG_NAME, MambaConfig
 from .errors import CheckpointError, InputError
+from .files import json_text, make_folder, own_file, replacing
 from .hub import HubOptions, split_hub_options
 from .init import init_params
 from .params import DTYPES, Params, as_dtype, compute_dtype, map_arrays
@@ -49,13 +58,13 @@ class PretrainedModel:
         dtype: str | np.dtype = "float32",
         backend: str = "auto",
     ):
-        if not isinstance(config, MambaConfig):
-            raise InputError(f"config: expected a MambaConfig, found {type(config).__name__}")
+        require_config(config)
         config.validate()
         self.config = config
         self.backend = backends.resolve(backend)
         if params is None:
             params = init_params(config, rng, scheme=init_scheme, dtype=dtype, head=self.has_head)
+        check_params(params, config)
         self.params = params
         self._loaded: tuple[Params, Source] | None = None
         self._fingerprint: str | None = None
@@ -84,6 +93,8 @@ class PretrainedModel:
         BackendError, naming the file.
         """
         dtype = options.pop("torch_dtype", dtype)
+        if config is not None:
+            require_config(config)
         hub_options, unknown = split_hub_options(options)
         if unknown:
             raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(unknown)}")
@@ -91,7 +102,8 @@ class PretrainedModel:
         backend = backends.resolve(backend)
         folder = locate_model(name_or_path, hub_options)
         storage = stored_dtype(folder) if wanted is None else wanted
-        config = config or MambaConfig.from_file(folder / CONFIG_NAME)
+        if config is None:
+            config = MambaConfig.from_file(own_file(folder, CONFIG_NAME))
         params = read_params(folder, config, storage, head=cls.has_head)
         model = cls(config, params=params, backend=backend)
         source = Source(_absolute(name_or_path), storage.name, backend, hub_options)
@@ -107,14 +119,32 @@ class PretrainedModel:
     ) -> None:
         """Write ``config.json`` and the weights as safetensors, in Hugging Face's format.
 
-        Weights above ``max_shard_size`` are split over several files with an index.
+        Weights above ``max_shard_size`` are split over several files with an index. Raises
+        InputError for parameters that do not fit the configuration, FileMissingError for what
+        cannot be written.
         """
-        config = MambaConfig.from_dict(self.config.to_dict())
-        config.extra.pop("torch_dtype", None)
-        architecture = "MambaForCausalLM" if self.has_head else "MambaModel"
-        config.extra |= {"architectures": [architecture], "dtype": self.dtype.name}
+        check_params(self.params, self.config)
+        folder = make_folder(folder)
+        # What could go wrong with the small files goes wrong before the weights are replaced.
+        texts = {name: json_text(folder / name, v) for name, v in self._json_files().items()}
         save_params(folder, self.params, max_shard_size=max_shard_size)
-        config.save_pretrained(folder)
+        for name, text in texts.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(text)
+
+    def _json_files(self) -> dict[str, dict[str, Any]]:
+        """Return what is saved beside the weights, by file name."""
+        architecture = "MambaForCausalLM" if self.has_head else "MambaModel"
+        values = self.config.to_dict() | {
+            "architectures": [architecture],
+            "dtype": self.dtype.name,
+        }
+        values.pop("torch_dtype", None)  # the older name of dtype
+        return {CONFIG_NAME: values}
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        return f"{name}({self.num_parameters():,} parameters, {self.dtype}, {self.backend!r})"
 
     # --- parameters ----------------------------------------------------------------------------
 
@@ -152,8 +182,7 @@ class PretrainedModel:
         New rows are drawn from N(0, config.initializer_range). Raises InputError for a size
         below 1.
         """
-        if not isinstance(new_num_tokens, (int, np.integer)) or new_num_tokens < 1:
-            raise InputError(f"new_num_tokens: expected at least 1, found {new_num_tokens!r}")
+        new_num_tokens = integer("new_num_tokens", new_num_tokens, error=InputError)
         rng = np.random.default_rng(rng)
 
         def resize(name: str, array: NDArray) -> NDArray:
@@ -164,8 +193,15 @@ class PretrainedModel:
             return np.concatenate([array[:new_num_tokens], new.astype(array.dtype)])
 
         self.params = map_arrays(resize, self.params)
-        self.config = MambaConfig(**self.config.to_dict() | {"vocab_size": int(new_num_tokens)})
+        self.config = MambaConfig(**self.config.to_dict() | {"vocab_size": new_num_tokens})
         return self.params.embeddings
+
+    def find_non_finite(self) -> str | None:
+        """Return the name of the first parameter that holds NaN or infinity, if one does."""
+        for name, array in self.state_dict().items():
+            if not all(np.isfinite(row).all() for row in array):
+                return name
+        return None
 
     # --- identity ------------------------------------------------------------------------------
 
@@ -190,11 +226,17 @@ class PretrainedModel:
                 digest.update(matrix[0].astype(DTYPES["bfloat16"]).tobytes())
         c = self.config
         sizes = f"D{c.hidden_size} layers{c.num_hidden_layers} E{c.intermediate_size}"
+        digest.update(f"{c.hidden_act} {c.discretisation}".encode())
         return f"mamba {sizes} N{c.state_size} K{c.conv_kernel} {digest.hexdigest()[:16]}"
 
     def new_cache(self, batch_size: int = 1) -> MambaCache:
         """Return an empty cache for this model."""
         return MambaCache(self.config, batch_size, self.compute_dtype, fingerprint=self.fingerprint)
+
+    def _returned(self, output: Any, return_dict: bool | None) -> Any:
+        """Return an output as the caller wants it: as it is, or as its tuple."""
+        wanted = self.config.return_dict if return_dict is None else return_dict
+        return output if wanted else output.to_tuple()
 
     @property
     def _engine(self) -> ModuleType:
@@ -209,6 +251,12 @@ class PretrainedModel:
         public = dataclasses.replace(source.hub, token=None)  # a secret stays where it is
         rest["_fingerprint"] = self.fingerprint
         return _reload, (type(self), dataclasses.replace(source, hub=public), rest)
+
+
+def require_config(config: Any) -> None:
+    """Raise InputError unless ``config`` is a MambaConfig."""
+    if not isinstance(config, MambaConfig):
+        raise InputError(f"config: expected a MambaConfig, found {shown(config)}")
 
 
 def _absolute(name_or_path: str | os.PathLike[str]) -> str:

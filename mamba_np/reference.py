@@ -3,9 +3,10 @@
     ids -> embed -> [ rms_norm -> mixer, + residual ] x num_hidden_layers -> rms_norm -> head
     mixer: in_proj -> causal_conv -> act -> select -> discretise -> scan -> gate -> out_proj
 
-Arrays are time-major. Sizes: B batch, L length, D hidden_size, E intermediate_size (channels),
-N state_size, R time_step_rank, K conv_kernel, V vocab_size. What a block remembers between calls
-is a State: the convolution's window of the last K inputs and the state h.
+Arrays are time-major, (B, L, channels): a channel's neighbours in memory are other channels. Sizes:
+B batch, L length, D hidden_size, E intermediate_size (channels), N state_size, R time_step_rank,
+K conv_kernel, V vocab_size. What a block remembers between calls is a State: the convolution's
+window of the last K inputs and the state h.
 
 Rows of a batch may end early: ``lengths`` (B) says how many positions of each row count. Later
 positions leave the State as it is, and their outputs mean nothing. None: all positions count.
@@ -22,11 +23,14 @@ from .config import MambaConfig
 from .params import Layer
 
 SCAN_BLOCK = 2**16
-"""How many elements of (B, L, E, N) the scan holds at once: few enough for a core's cache."""
+"""Elements of each (B, L, E, N) array that exist at once: few enough for a cache."""
 
 
 WIDEN_BLOCK = 2**22
 """How many 16-bit weights are widened at once: 16 MB of float32."""
+
+LOSS_BLOCK = 64
+"""Positions whose probabilities are computed at once."""
 
 IGNORED_LABEL = -100
 """Positions with this label have no part in the loss, as in torch."""
@@ -48,7 +52,10 @@ def embed(ids, embeddings, dtype):  # (B L), (V D) -> (B L D)
 
 
 def rms_norm(x, weight, eps):  # (B L D), (D) -> (B L D)
-    """Divide each vector by its root mean square, then scale each channel."""
+    """Divide each vector by its root mean square, then scale each channel.
+
+    Source: Zhang and Sennrich 2019, equation 4.
+    """
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
     return x / eq.sqrt(mean_square + eps) * weight
 
@@ -142,7 +149,7 @@ def selective_scan(
     B = B[:, :, None] if B.ndim == 3 else B  # (B L 1 N): the same for every channel
     read = _read_shared if C.ndim == 3 else np.vecdot
     y = np.empty_like(x)
-    steps = max(1, SCAN_BLOCK // h.size)
+    steps = max(1, SCAN_BLOCK // max(1, h.size))
     for start in range(0, x.shape[1], steps):
         now = slice(start, start + steps)
         A_bar, B_bar = discretise(delta[:, now, :, None], A, B[:, now])
@@ -193,16 +200,19 @@ def cross_entropy(logits, labels):  # (B L V), (B L) -> ()
     The logits at each position are held against the label at the following one; labels of -100
     are left out. The sum and the result are in float64.
     """
-    total, count = 0.0, 0
-    for scores, targets in zip(logits[:, :-1], labels[:, 1:], strict=True):  # a row at a time
-        (places,) = np.nonzero(targets != IGNORED_LABEL)
-        total -= eq.log_probability(scores[places], targets[places]).sum()
-        count += len(places)
-    return np.float64(total / count if count else np.nan)
+    rows, places = np.nonzero(labels[:, 1:] != IGNORED_LABEL)
+    total = 0.0
+    for start in range(0, len(rows), LOSS_BLOCK):  # few at a time: no second array of (B, L, V)
+        some = rows[start : start + LOSS_BLOCK], places[start : start + LOSS_BLOCK]
+        total -= eq.log_probability(logits[:, :-1][some], labels[:, 1:][some]).sum()
+    return np.float64(total / len(rows) if len(rows) else np.nan)
 
 
 def scan_of(config: MambaConfig) -> Callable:
-    """Return the scan that the configuration selects; both give the same states."""
+    """Return the scan that the configuration selects; both give the same states.
+
+    transformers' default, ``use_associative_scan=True``, selects the associative scan.
+    """
     if config.use_mambapy or config.use_associative_scan:
         return associative_scan
     return recurrence

@@ -152,6 +152,17 @@ def check_scores(scores: NDArray, step: int, what: str, rows: NDArray | None = N
         )
 
 
+def check_ranking(scores: NDArray, step: int) -> None:
+    """Raise NonFiniteError if a processed score of a beam is NaN or +inf; -inf is a ban."""
+    wrong = ~(scores < np.inf).all(axis=1)
+    if wrong.any():
+        beam = int(wrong.argmax())
+        raise NonFiniteError(
+            f"processed scores for new token {step}, beam {beam}: expected numbers or -inf, found "
+            f"{'NaN' if np.isnan(scores[beam]).any() else 'inf'}"
+        )
+
+
 # --- all of it in order ------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """MambaCache as an object: shapes, views, rows, files. What models do with it: test_laws."""
 
+import json
+import os
 import pickle
 
 import numpy as np
@@ -89,6 +91,7 @@ def test_reset_forgets_in_place(cache):
     states = cache.ssm_states[0]
     cache.reset()
     assert not states.any()
+    assert cache.fingerprint is None  # any model may fill it now
     assert not any(s.any() for s in cache.conv_states + cache.ssm_states)
 
 
@@ -129,7 +132,7 @@ def _tensors(**changes):
         (_tensors(), None, "expected the format"),
         (_tensors(conv_states=np.zeros((2, 3, 11, 5), np.float32)), "mamba_np.cache.1", "E, K"),
         (_tensors(conv_states=np.zeros((2, 3), np.float32)), "mamba_np.cache.1", "E, K"),
-        (_tensors(ssm_states=np.zeros((2, 3, 12, 3), np.int32)), "mamba_np.cache.1", "int32"),
+        (_tensors(ssm_states=np.zeros((2, 3, 12, 3), np.int32)), "mamba_np.cache.1", "I32"),
         (
             _tensors(ssm_states=np.full((2, 3, 12, 3), np.nan, np.float32)),
             "mamba_np.cache.1",
@@ -143,6 +146,45 @@ def test_other_files_are_refused_by_name(tmp_path, tensors, metadata, words):
     with pytest.raises(CacheError, match=r"state\.safetensors") as caught:
         MambaCache.load(path)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F4", "BF16", "I64"])
+def test_other_dtypes_are_refused(tmp_path, kind):
+    bits = {"F8_E4M3": 8, "F4": 4, "BF16": 16, "I64": 64}[kind]
+    header, end = {"__metadata__": {"format": "mamba_np.cache.1"}}, 0
+    for name, width in (("conv_states", 6), ("ssm_states", 4)):
+        start, end = end, end + 12 * width * bits // 8
+        header[name] = {"dtype": kind, "shape": [1, 1, 12, width], "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path = tmp_path / "state.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+    with pytest.raises(CacheError, match=rf"state\.safetensors: .*{kind}"):
+        MambaCache.load(path)
+
+
+def test_a_huge_header_is_refused_unread(tmp_path):
+    path = tmp_path / "state.safetensors"
+    path.write_bytes((2**30).to_bytes(8, "little"))
+    with pytest.raises(CacheError, match="a header of 1073741824 bytes"):
+        MambaCache.load(path)
+
+
+def test_assigning_a_state_is_refused_instead_of_lost(cache):
+    with pytest.raises(TypeError):
+        cache.conv_states[0] = 0
+
+
+def test_a_saved_state_replaces_what_a_link_leads_to_and_no_special_file(tmp_path, cache):
+    (tmp_path / "real").touch()
+    (tmp_path / "link").symlink_to("real")
+    cache.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert_equal(MambaCache.load(tmp_path / "real"), cache)
+    os.mkfifo(tmp_path / "pipe")
+    for target in ("pipe", ".", "no/such/folder/file"):
+        with pytest.raises(FileMissingError, match=target):
+            cache.save(tmp_path / target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "pipe", "real"]
 
 
 def test_damaged_and_missing_files_are_refused_by_name(tmp_path):

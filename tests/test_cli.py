@@ -85,7 +85,7 @@ def test_warnings_are_one_line_on_stderr(tmp_path, model_path):
     save_file(tensors, folder / "model.safetensors")
     result = run("generate", "a", "-m", folder, "-n", 1)
     assert result.exit_code == 0
-    assert result.stderr == f"warning: {folder}: tensors that are not used: rotary\n"
+    assert result.stderr == f"warning: {folder}: tensors that are not used: 'rotary'\n"
 
 
 def test_errors_after_some_text_start_on_a_line_of_their_own(monkeypatch):

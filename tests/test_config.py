@@ -5,6 +5,7 @@ import json
 import pickle
 from dataclasses import fields
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -211,7 +212,7 @@ BAD = [
     ("time_step_max", float("inf")),
     ("time_step_floor", -1),
     ("time_step_scale", float("nan")),
-    ("time_step_init_scheme", "uniform"),
+    ("time_step_init_scheme", "zero"),
     ("time_step_init_scheme", None),
     ("initializer_range", -0.1),
     ("use_bias", 1),
@@ -373,3 +374,45 @@ def test_the_signature_shows_every_field_with_its_default(cls):
         if f.name != "extra":
             assert shown[f.name].default == f.default
     assert shown["options"].kind is inspect.Parameter.VAR_KEYWORD
+
+
+def test_what_follows_from_an_override_follows_anew(tmp_path):
+    MambaConfig(hidden_size=32).save_pretrained(tmp_path)
+    assert MambaConfig.from_pretrained(tmp_path, expand=4).intermediate_size == 128
+    wide = MambaConfig.from_pretrained(tmp_path, hidden_size=160)
+    assert (wide.intermediate_size, wide.time_step_rank) == (320, 10)
+    given = MambaConfig.from_pretrained(tmp_path, expand=4, intermediate_size=40)
+    assert given.intermediate_size == 40
+
+
+@pytest.mark.parametrize("name", ["layer_norm_epsilon", "expand", "time_step_min"])
+def test_an_integer_beyond_every_float_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"{name}: expected a finite number.*an integer of"):
+        MambaConfig(**{name: 10**400})
+
+
+def test_messages_stay_short():
+    for value in ("x" * 10**6, list(range(10**5)), 10**4000, {"a": ["b" * 1000] * 50}):
+        with pytest.raises(ConfigError) as caught:
+            MambaConfig(hidden_size=value)
+        assert len(str(caught.value)) < 300
+
+
+def test_unknown_keys_of_ssm_cfg_are_kept():
+    values = {"d_model": 8, "n_layer": 1, "ssm_cfg": {"d_state": 4, "use_fast_path": False}}
+    config = MambaConfig.from_dict(values)
+    assert config.state_size == 4
+    assert config.ssm_cfg == {"use_fast_path": False}
+    assert MambaConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("values", [[1], "ab", {"hidden_size": 4, 5: 6}, None])
+def test_what_is_no_dictionary_is_refused(values):
+    with pytest.raises(ConfigError, match="expected a dictionary"):
+        MambaConfig.from_dict(values)
+
+
+def test_numpy_integers_are_integers():
+    config = MambaConfig(hidden_size=np.int64(16), use_bias=np.True_)
+    assert type(config.hidden_size) is int
+    json.dumps(config.to_dict())

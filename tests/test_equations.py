@@ -145,3 +145,19 @@ def test_continuous_A_is_negative_and_output_gates(dtype, rng):
     expected = (y.astype(float) + D.astype(float) * x) * naive.each(naive.silu, z)
     assert found.dtype == dtype
     assert_close_to_scale(found, expected, tolerance("equation", dtype), "output")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_inverse_of_softplus(dtype):
+    x = np.logspace(-4, 1, 50).astype(dtype)
+    np.testing.assert_allclose(
+        eq.softplus(eq.inverse_softplus(x)), x, rtol=tolerance("equation", dtype) * 4
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_A_is_finite_for_any_parameter(dtype):
+    A = eq.continuous_A(np.array([-1e4, 0, 79, 81, 1e30], dtype))
+    assert A.dtype == dtype
+    assert np.isfinite(A).all()
+    assert (np.diff(A) <= 0).all()

@@ -22,7 +22,14 @@ from mamba_np import (
     MambaModel,
     MambaOutput,
 )
-from mamba_np.errors import CacheError, CheckpointError, InputError
+from mamba_np.errors import (
+    CacheError,
+    CheckpointError,
+    ConfigError,
+    FileMissingError,
+    InputError,
+    NonFiniteError,
+)
 
 CONFIG = MambaConfig(vocab_size=13, hidden_size=8, state_size=3, num_hidden_layers=3)
 IDS = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
@@ -101,6 +108,70 @@ def test_unknown_arguments_are_type_errors(model, saved):
         MambaForCausalLM.from_pretrained(saved, torch_dtypo="float32")
     with pytest.raises(InputError, match="config: expected a MambaConfig"):
         MambaModel({"hidden_size": 8})
+
+
+@pytest.mark.parametrize("bad", ["x", {}, 3])
+def test_what_is_no_cache_is_refused(model, bad):
+    with pytest.raises(CacheError, match="cache_params: expected a MambaCache"):
+        model(IDS, cache_params=bad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"inputs_embeds": [[[0.0] * 8], [[0.0]]]}, "inputs_embeds"),
+        ({"input_ids": IDS, "attention_mask": [[1], [1, 2]]}, "attention_mask"),
+        ({"input_ids": IDS, "logits_to_keep": [[1], [1, 2]]}, "logits_to_keep"),
+        ({"input_ids": IDS, "labels": [[1], [1, 2]]}, "labels"),
+    ],
+)
+def test_rows_of_different_lengths_are_refused(model, arguments, name):
+    with pytest.raises(InputError, match=f"{name}: expected rows of equal length"):
+        model(**arguments)
+
+
+@pytest.mark.parametrize("layer_idx", [3, -1, "a", None])
+def test_layers_that_do_not_exist_are_refused(layer_idx):
+    with pytest.raises(InputError, match="layer_idx: expected an integer from 0 to 2"):
+        MambaMixer(CONFIG, layer_idx)
+
+
+def test_a_layer_names_its_own_arguments():
+    with pytest.raises(InputError, match=r"hidden_states: expected shape \(batch, length, 8\)"):
+        MambaBlock(CONFIG)(np.zeros((2, 8)))
+    with pytest.raises(InputError, match="config: expected a MambaConfig"):
+        MambaMixer({})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"state_size": 4}, "x_proj.weight: expected shape"),
+        ({"num_hidden_layers": 2}, "expected 2 layers"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"use_bias": True}, "in_proj.bias: expected shape"),
+        ({"vocab_size": 14}, "embeddings.weight: expected shape"),
+    ],
+)
+def test_parameters_of_another_model_are_refused(model, changes, words):
+    other = MambaConfig(**CONFIG.to_dict() | {"intermediate_size": 16} | changes)
+    with pytest.raises(InputError, match="params: ") as caught:
+        MambaForCausalLM(other, params=model.params)
+    assert words in str(caught.value)
+    with pytest.raises(InputError, match="params: expected Params"):
+        MambaModel(CONFIG, params="x")
+
+
+def test_a_model_says_what_it_is(model):
+    assert repr(model).startswith("MambaForCausalLM(")
+    assert "float32" in repr(model)
+
+
+def test_generate_names_the_weight_that_is_not_a_number(model):
+    broken = copy.deepcopy(model)
+    broken.params.layers[1].in_proj[2, 3] = np.nan
+    with pytest.raises(NonFiniteError, match=r"backbone\.layers\.1\.mixer\.in_proj\.weight"):
+        broken.generate(IDS)
 
 
 def test_bad_labels_leave_the_cache_as_it_was(model):
@@ -206,6 +277,29 @@ def test_the_dtype_of_the_files_can_be_kept(tmp_path, stored):
     assert MambaForCausalLM.from_pretrained(tmp_path).dtype == np.float32
     assert MambaForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype.name == stored
     assert MambaForCausalLM.from_pretrained(tmp_path, torch_dtype=stored).dtype.name == stored
+
+
+@pytest.mark.parametrize("bad", [{1, 2}, "\ud800"])
+def test_a_save_that_cannot_be_finished_is_not_begun(tmp_path, bad):
+    MambaForCausalLM(CONFIG, rng=0).save_pretrained(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    config = MambaConfig(**CONFIG.to_dict() | {"note": bad})
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        MambaForCausalLM(config, rng=1).save_pretrained(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_generation_config_that_is_there_is_read(tmp_path):
+    MambaForCausalLM(CONFIG, rng=0).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"num_beams": 1000000}')
+    with pytest.raises(ConfigError, match=r"generation_config\.json: num_beams: .* 64"):
+        MambaForCausalLM.from_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "generation_config.json").symlink_to("nowhere")
+    with pytest.raises(FileMissingError, match="generation_config"):
+        MambaForCausalLM.from_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    assert MambaForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == 0
 
 
 def test_loaded_weights_are_read_only_until_asked(saved):

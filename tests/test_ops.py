@@ -534,3 +534,57 @@ def test_bad_arguments_of_the_convolutions_update_are_named(name, spoil, rng):
     with pytest.raises(InputError, match=rf"^{name}: expected .*found"):
         ops.causal_conv1d_update(**arguments)
     assert np.array_equal(arguments["conv_state"], before)
+
+
+# --- the door ----------------------------------------------------------------------------------
+
+
+def test_lists_are_arrays(rng):
+    x, weight = rng.normal(size=(1, 2, 5)), rng.normal(size=(2, 3))
+    found = ops.causal_conv1d(x.tolist(), weight.tolist())
+    np.testing.assert_array_equal(found, ops.causal_conv1d(x, weight))
+    inputs = scan_inputs(rng, np.float64, 4, "shared")
+    found = ops.selective_scan(**{name: a.tolist() for name, a in inputs.items()})
+    np.testing.assert_array_equal(found, ops.selective_scan(**inputs))
+
+
+@pytest.mark.parametrize("bad", [[[[0.0]]], None, "x"])
+def test_what_cannot_be_changed_in_place_is_refused(bad):
+    one = np.zeros((1, 1))
+    with pytest.raises(InputError, match="state: expected a NumPy array to change in place"):
+        ops.selective_state_update(bad, one, one, one, one, one)
+    with pytest.raises(InputError, match="conv_state: expected a NumPy array to change in place"):
+        ops.causal_conv1d_update(one, bad, one)
+
+
+def test_a_read_only_state_is_refused_before_any_work():
+    state, one = np.zeros((1, 1, 1)), np.zeros((1, 1))
+    state.flags.writeable = False
+    with pytest.raises(InputError, match=r"state: .*found a read-only one"):
+        ops.selective_state_update(state, one, one, one, one, one)
+
+
+@pytest.mark.parametrize("missing", ["x", "dt", "A"])
+def test_required_arguments_of_the_update_are_named(missing):
+    one = np.zeros((1, 1))
+    arguments = {"x": one, "dt": one, "A": one, "B": one, "C": one} | {missing: None}
+    with pytest.raises(InputError, match=f"^{missing}: "):
+        ops.selective_state_update(np.zeros((1, 1, 1)), **arguments)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (2, 0, 3)])
+def test_empty_batches_and_channels_are_refused(shape):
+    u = np.zeros(shape)
+    A, B = np.zeros((shape[1], 2)), np.zeros((shape[0], 2, shape[2]))
+    with pytest.raises(InputError, match="u: expected 3 dimensions, the first two above 0"):
+        ops.selective_scan(u, u, A, B, B)
+
+
+def test_the_last_state_of_nothing_is_a_copy_of_the_first():
+    u, first = np.zeros((1, 2, 0)), np.ones((1, 2, 3))
+    B = np.zeros((1, 3, 0))
+    _, last = ops.selective_scan(
+        u, u, -np.ones((2, 3)), B, B, return_last_state=True, initial_state=first
+    )
+    np.testing.assert_array_equal(last, first)
+    assert not np.shares_memory(last, first)

@@ -8,11 +8,12 @@ or ``torch_zip`` reads their tables of contents, ``names`` translates keys to fi
 
 from .folder import locate_model
 from .read import headers, read_params, stored_dtype
-from .save import save_params, state_dict
+from .save import check_params, save_params, state_dict
 from .tensors import TensorInfo
 
 __all__ = [
     "TensorInfo",
+    "check_params",
     "headers",
     "locate_model",
     "read_params",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError, FileMissingError, UnsafeFileError
-from ..files import read_json_object, require_regular_file
+from ..files import own_file, read_json_object
 from ..hub import (
     CONFIG_FILES,
     GENERATION_FILES,
@@ -26,6 +26,8 @@ from .tensors import TensorInfo
 
 INDEX_LIMIT = 8 * 2**20
 """Largest shard index read, in bytes; that of the largest Mamba is below 100 kB."""
+SHARD_LIMIT = 1000
+"""Most shards that are fetched from the hub."""
 
 
 class Layout(NamedTuple):
@@ -61,6 +63,11 @@ def locate_model(name_or_path: str | os.PathLike[str], options: HubOptions | Non
             return folder
         if os.path.lexists(folder / layout.index):
             shards = set(_weight_map(folder, layout).values())
+            if len(shards) > SHARD_LIMIT:
+                raise CheckpointError(
+                    f"{folder / layout.index}: expected at most {SHARD_LIMIT} files, "
+                    f"found {len(shards)}"
+                )
             return locate(name_or_path, sorted(shards), options)
     return folder
 
@@ -74,7 +81,7 @@ def stored_tensors(folder: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     folder = Path(folder)
     for layout in LAYOUTS:
         if os.path.lexists(folder / layout.single):
-            return layout.read_header(_own_file(folder, layout.single))
+            return layout.read_header(own_file(folder, layout.single))
         if os.path.lexists(folder / layout.index):
             return _sharded(folder, layout)
     expected = f"{SAFETENSORS.single}, {SAFETENSORS.index} or {PICKLE.single}"
@@ -90,7 +97,7 @@ def _sharded(folder: Path, layout: Layout) -> dict[str, TensorInfo]:
     weight_map = _weight_map(folder, layout)
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
-        for name, tensor in layout.read_header(_own_file(folder, shard)).items():
+        for name, tensor in layout.read_header(own_file(folder, shard)).items():
             if name in tensors:
                 raise CheckpointError(
                     f"{tensor}: expected in one shard, found in {tensors[name].file.name} too"
@@ -107,7 +114,7 @@ def _sharded(folder: Path, layout: Layout) -> dict[str, TensorInfo]:
 
 def _weight_map(folder: Path, layout: Layout) -> dict[str, str]:
     """Return {tensor name: file name} from an index, every file name being a plain one."""
-    path = _own_file(folder, layout.index)
+    path = own_file(folder, layout.index)
     weight_map = read_json_object(path, CheckpointError, INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: expected weight_map: {{tensor: file}}, found none")
@@ -123,16 +130,3 @@ def _weight_map(folder: Path, layout: Layout) -> dict[str, str]:
                 f"file in the same folder, found {shard!r:.80}"
             )
     return weight_map
-
-
-def _own_file(folder: Path, name: str) -> Path:
-    """Return a regular file of the folder, or a link to one that stays with the model."""
-    path = require_regular_file(folder / name)
-    target = path.resolve()
-    in_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
-    if not in_cache and not target.is_relative_to(folder.resolve()):
-        raise UnsafeFileError(
-            f"{path}: expected a file in the model's folder, found a link to {target}; copy the "
-            "file, or pass the folder that it is in"
-        )
-    return path

@@ -40,18 +40,24 @@ def headers(folder: str | os.PathLike[str]) -> Tensors:
 
 
 def stored_dtype(folder: str | os.PathLike[str]) -> np.dtype:
-    """Return the dtype in which the files of a folder hold the embedding matrix.
+    """Return the narrowest dtype that holds every matrix in the files of a folder exactly.
 
-    Raises CheckpointError if there is none of a floating-point dtype, and what ``headers`` raises.
+    Raises CheckpointError if a matrix is not of a floating-point dtype, or if there is none, and
+    what ``headers`` raises.
     """
-    key = MODEL["embeddings"].name
-    tensor = headers(folder).get(key)
-    if tensor is None or tensor.dtype not in STORED:
-        found = "no such tensor" if tensor is None else tensor.dtype
+    names = {MODEL[f].name if f in MODEL else LAYER[f].name for f in MATRICES}
+    matrices = [t for key, t in headers(folder).items() if key.endswith(tuple(names))]
+    found = {tensor.dtype: tensor for tensor in matrices}
+    wrong = next((tensor for dtype, tensor in found.items() if dtype not in STORED), None)
+    if wrong is not None or not found:
+        where, what = (folder, "no matrix") if wrong is None else (wrong, wrong.dtype)
         raise CheckpointError(
-            f"{folder}: tensor {key!r}: expected one of {', '.join(STORED)}, found {found}"
+            f"{where}: expected one of the dtypes {', '.join(STORED)}, found {what}"
         )
-    return STORED[tensor.dtype]
+    if len(found) == 1:
+        return STORED[found.popitem()[0]]
+    # Neither 16-bit dtype holds all numbers of the other.
+    return STORED["F64"] if "F64" in found else STORED["F32"]
 
 
 def read_params(
@@ -119,7 +125,7 @@ def _check(folder: Path, tensor: TensorInfo | None, key: str, shape: tuple[int, 
 
 def _warn_of_unused(folder: str | os.PathLike[str], keys: set[str]) -> None:
     if keys:
-        some = ", ".join(f"{key:.80}" for key in sorted(keys)[:4])
+        some = ", ".join(f"{key!r:.80}" for key in sorted(keys)[:4])
         rest = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
         warnings.warn(f"{folder}: tensors that are not used: {some}{rest}", stacklevel=3)
 

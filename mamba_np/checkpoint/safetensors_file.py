@@ -13,7 +13,7 @@ from ..errors import CheckpointError, FileMissingError
 from ..files import require_regular_file
 from .tensors import TensorInfo
 
-HEADER_LIMIT = 16 * 2**20
+HEADER_LIMIT = 8 * 2**20
 """Largest header read, in bytes; that of the largest Mamba is below 100 kB."""
 
 BITS = {
@@ -51,17 +51,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         with safe_open(path, framework="numpy") as file:
             parts = [(name, file.get_slice(name)) for name in file.offset_keys()]
             contents = [(name, p.get_dtype(), tuple(p.get_shape())) for name, p in parts]
+        size = path.stat().st_size
     except SafetensorError as error:
         raise CheckpointError(
             f"{path}: expected a safetensors file, found: {error}{hint}"
         ) from None
     except OSError as error:
         raise FileMissingError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _tensors(path, offset, contents)
+    return _tensors(path, offset, size, contents)
 
 
 def _tensors(
-    path: Path, offset: int, contents: list[tuple[str, str, tuple[int, ...]]]
+    path: Path, offset: int, size: int, contents: list[tuple[str, str, tuple[int, ...]]]
 ) -> dict[str, TensorInfo]:
     tensors = {}
     for name, dtype, shape in contents:
@@ -69,7 +70,6 @@ def _tensors(
         if dtype not in BITS:
             raise CheckpointError(f"{tensor}: expected a known dtype, found {dtype!r}")
         offset += math.prod(shape) * BITS[dtype] // 8
-    size = path.stat().st_size
     if offset != size:  # the file was replaced while it was being read
         raise CheckpointError(f"{path}: expected tensors up to byte {size}, found {offset}")
     return tensors

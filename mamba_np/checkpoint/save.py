@@ -10,16 +10,19 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..checks import shown
+from ..config import MambaConfig
 from ..errors import InputError
 from ..files import make_folder, replacing, write_json
 from ..params import Params
 from .folder import SAFETENSORS
-from .names import PREFIX, parts
+from .names import HEAD, LAYER, MODEL, PREFIX, layer_key, parts, shapes
 from .tensors import STORED
 
 Arrays = dict[str, NDArray]
@@ -47,6 +50,35 @@ def state_dict(params: Params) -> Arrays:
     return arrays
 
 
+def check_params(params: Params, config: MambaConfig) -> None:
+    """Raise InputError naming the first array whose shape is not what ``config`` says."""
+    if not isinstance(params, Params):
+        raise InputError(f"params: expected Params, found {shown(params)}")
+    found = {key: getattr(owner, field).shape for key, field, owner in parts(params)}
+    expected = {MODEL[f].name: shape for f, shape in shapes(config, MODEL).items()}
+    tied = params.lm_head is None or params.tied
+    if tied:
+        del expected[HEAD]
+    if params.lm_head is not None and params.tied != config.tie_word_embeddings:
+        raise InputError(
+            f"params: expected a head that is {'' if config.tie_word_embeddings else 'not '}the "
+            "embeddings (tie_word_embeddings), found otherwise"
+        )
+    if len(params.layers) != config.num_hidden_layers:
+        raise InputError(
+            f"params: expected {config.num_hidden_layers} layers (num_hidden_layers), "
+            f"found {len(params.layers)}"
+        )
+    for i in range(config.num_hidden_layers):
+        expected |= {layer_key(i, f): shape for f, shape in shapes(config, LAYER).items()}
+    expected = {k: s[::2] if k.endswith("conv1d.weight") else s for k, s in expected.items()}
+    for key in expected | found:
+        if expected.get(key) != found.get(key):
+            raise InputError(
+                f"params: {key}: expected shape {expected.get(key)}, found {found.get(key)}"
+            )
+
+
 def save_params(
     folder: str | os.PathLike[str], params: Params, *, max_shard_size: int | str = "5GB"
 ) -> list[Path]:
@@ -71,11 +103,22 @@ def save_params(
             write_json(index, _index(dict(zip(files, shards, strict=True))))
         for file, shard in zip(files, shards, strict=True):
             _write(commits.enter_context(replacing(folder / file)), shard)
+        if len(shards) > 1:
+            commits.push(partial(_forget_index, folder))
     files += [SAFETENSORS.index] if len(shards) > 1 else []
     for entry in folder.iterdir():
         if _OURS.fullmatch(entry.name) and entry.name not in files:
             entry.unlink()
     return [folder / file for file in files]
+
+
+def _forget_index(folder: Path, error: type[BaseException] | None, *_: object) -> None:
+    """Remove an old index just before its shards are replaced.
+
+    Should that stop halfway, nothing admits a mixture of old shards and new ones.
+    """
+    if error is None:
+        (folder / SAFETENSORS.index).unlink(missing_ok=True)
 
 
 def _bytes(size: int | str) -> int:
@@ -84,7 +127,7 @@ def _bytes(size: int | str) -> int:
     amount = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if isinstance(size, bool) or not isinstance(size, (int, str)) or amount < 1:
         raise InputError(
-            f"max_shard_size: expected bytes, or text such as '5GB' or '200MB', found {size!r}"
+            f"max_shard_size: expected bytes, or text such as '5GB' or '200MB', found {shown(size)}"
         )
     return amount
 
