@@ -124,7 +124,7 @@ class BeamSearch:
         return self._penalised(best, self.limit if hopeful else length) <= ended[-1].score
 
     def _penalised(self, score: float, length: int) -> float:
-        with np.errstate(over="ignore", under="ignore"):
+        with np.errstate(over="ignore", under="ignore", divide="ignore"):
             return float(score / np.float64(length) ** self.config.length_penalty)
 
 

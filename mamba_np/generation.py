@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import beam
+from .cache import MambaCache
 from .decoding import GOES_ON, Prompt, Reader, Stopping, StoppingCriterion, Texts, feeding
 from .errors import InputError
 from .generation_config import GenerationConfig, combine
@@ -37,8 +38,10 @@ class GenerateOutput(ModelOutput):
     logits: tuple[NDArray, ...] | None = None  # per token, before processing
     beam_indices: NDArray | None = None  # (R, new): which beam each token extended; -1 after it
     hidden_states: tuple[tuple[NDArray, ...], ...] | None = None  # per token, the model's
-    cache_params: Any = None
-    finish_reasons: list[str] | None = None  # per row: "eos", "stop" or "length"
+    cache_params: MambaCache | None = None
+    finish_reasons: list[str] | None = (
+        None  # per row: "eos", "stop", "length"; "none": no such text
+    )
 
 
 class _Records:
@@ -314,7 +317,7 @@ def _beam_output(task: _Task) -> NDArray | GenerateOutput:
     rows, wanted = task.prompt.rows, task.config.num_return_sequences
     beams = beam.BeamSearch(task.config, rows, task.stopping.limit, task.generators)
     beam.search(task.reader, task.texts, task.scorer, task.stopping, beams, task.records.keep)
-    nothing = beam.Hypothesis(-np.inf, np.empty(0, np.int64), np.empty(0, np.int64), "length")
+    nothing = beam.Hypothesis(-np.inf, np.empty(0, np.int64), np.empty(0, np.int64), "none")
     best = [(ended + [nothing] * wanted)[:wanted] for ended in beams.ended]
     texts = [text for row in best for text in row]
     longest = max(len(text.tokens) for text in texts)

@@ -626,3 +626,17 @@ def test_a_pickled_option_is_kept(saved):
     twin = pickle.loads(pickle.dumps(model))
     assert twin.generation_config.max_new_tokens == 3
     assert twin.config.use_associative_scan is False
+
+
+def test_a_channel_that_forgets_at_once_obeys_the_padding_law():
+    # exp(A_log) alone would be infinite, and a masked step 0 * infinity.
+    model = MambaForCausalLM(
+        MambaConfig(vocab_size=11, hidden_size=6, state_size=3, num_hidden_layers=2), rng=0
+    )
+    model.params.layers[0].A_log[:] = 1000
+    ids = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    both = model(ids, attention_mask=[[1] * 4, [1, 1, 0, 0]]).cache_params
+    alone = model(ids[1:, :2]).cache_params
+    for found, expected in zip(both.ssm_states, alone.ssm_states, strict=True):
+        assert np.isfinite(found).all()
+        assert_close_to_scale(found[1:], expected, tolerance("law", "float32"))
