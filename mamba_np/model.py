@@ -202,6 +202,7 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin):
     """A language model: MambaModel with a head that scores every next token."""
 
     has_head = True
+    _shared: MambaModel | None = None  # the latest backbone, made anew when parameters are
 
     def __init__(self, config: MambaConfig, **options: Any):
         super().__init__(config, **options)
@@ -210,9 +211,12 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin):
     @property
     def backbone(self) -> MambaModel:
         """The model without its head; the two share their parameters."""
-        backbone = MambaModel(self.config, params=self.params, backend=self.backend)
-        backbone._fingerprint = self.fingerprint
-        return backbone
+        now = self._shared
+        if now is None or now.params is not self.params or now.config is not self.config:
+            now = MambaModel(self.config, params=self.params, backend=self.backend)
+            now._fingerprint = self.fingerprint
+            self._shared = now
+        return now
 
     @property
     def lm_head(self) -> NDArray:

@@ -244,13 +244,17 @@ class PretrainedModel:
 
     def __reduce__(self) -> Any:
         # A model that is still what its files say travels as their name: see docs/decisions.
-        rest = {k: v for k, v in self.__dict__.items() if k not in ("params", "_loaded")}
+        rest = {k: v for k, v in self.__dict__.items() if k not in _REBUILT}
         if self._loaded is None or self._loaded[0] is not self.params:
             return _rebuild, (type(self), rest | {"params": self.params})
         source = self._loaded[1]
         public = dataclasses.replace(source.hub, token=None)  # a secret stays where it is
         rest["_fingerprint"] = self.fingerprint
         return _reload, (type(self), dataclasses.replace(source, hub=public), rest)
+
+
+_REBUILT = ("params", "_loaded", "_shared")
+"""Attributes that a pickle leaves out, or has in another form."""
 
 
 def require_config(config: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .checks import integer
 from .equations import log_probability
 from .errors import InputError, NonFiniteError
 
@@ -92,8 +93,7 @@ def running_scores(
     chunk_size: int = CHUNK_SIZE,
 ) -> Iterator[Score]:
     """Yield the score of everything read so far, after each chunk; see ``score``."""
-    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
-        raise InputError(f"chunk_size: expected a positive integer, found {chunk_size!r}")
+    chunk_size = integer("chunk_size", chunk_size, error=InputError)
     previous = model.config.bos_token_id if add_bos else None
     cache, log_likelihood, count = None, 0.0, 0
     for chunk in _chunks(tokens, chunk_size, model.config.vocab_size):
@@ -148,9 +148,9 @@ def _chunks(tokens: Iterable[ArrayLike], size: int, vocab_size: int) -> Iterator
 def _check_piece(piece: ArrayLike, vocab_size: int) -> NDArray:
     ids = np.asarray(piece)
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-        raise InputError(
-            f"tokens: expected 1-D arrays of integers, found {ids.dtype} of shape {ids.shape}"
-        )
+        found = f"{ids.dtype} of shape {ids.shape}" if ids.ndim else "a single value"
+        hint = "" if ids.ndim else "; pass one sequence as [ids]"
+        raise InputError(f"tokens: expected 1-D arrays of integers, found {found}{hint}")
     wrong = (ids < 0) | (ids >= vocab_size)
     if wrong.any():
         raise InputError(
@@ -227,7 +227,7 @@ class TextReader:
             raise InputError(
                 f"{self._name}: expected text in UTF-8, found byte "
                 f"0x{error.object[error.start]:02x} at offset {offset} ({error.reason})"
-            ) from None
+            ) from error
 
 
 def split_text(texts: Iterable[str], size: int = BLOCK_CHARS) -> Iterator[str]:

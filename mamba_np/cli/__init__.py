@@ -7,6 +7,7 @@ what is printed. Nothing heavy is imported before a command runs, so that ``--he
 import importlib
 import io
 import os
+import signal
 import sys
 import warnings
 from typing import Any
@@ -20,6 +21,21 @@ COMMANDS = ("generate", "score", "info", "convert")  # each a module here, with 
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+EXIT_TERMINATED = 143  # 128 + SIGTERM
+
+# Not a docstring: "python -OO" takes those away.
+HELP = """Mamba language models in NumPy: write text, score text, look into checkpoints.
+
+\b
+Examples:
+  mamba-np generate "Once upon a time"
+  mamba-np generate -m state-spaces/mamba-130m-hf "The capital of France is"
+  mamba-np score book.txt
+  mamba-np info
+
+Without --model, a small model of children's stories is used that comes with the package.
+Run "mamba-np COMMAND --help" for the options of a command.
+"""
 
 
 class Commands(click.Group):
@@ -35,9 +51,16 @@ class Commands(click.Group):
             return None
         return importlib.import_module(f".{cmd_name}", __name__).command
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line; prints what --help and --version ask for."""
+        _prepare_streams()
+        try:
+            return super().make_context(*args, **kwargs)
+        except OSError as error:  # of printing
+            sys.exit(_report(error))
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; what goes wrong becomes one line on stderr and an exit code."""
-        _prepare_streams()
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
@@ -46,14 +69,10 @@ class Commands(click.Group):
             return result
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            _discard_stdout()
-            ctx.exit(EXIT_BROKEN_PIPE)
         except (MambaError, OSError, MemoryError) as error:
-            if ctx.meta.get("debug"):
+            if ctx.meta.get("debug") and not isinstance(error, BrokenPipeError):
                 raise
-            click.echo(f"error: {_one_line(error)}", err=True)
-            ctx.exit(1)
+            ctx.exit(_report(error))
 
 
 def _prepare_streams() -> None:
@@ -64,6 +83,15 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # characters that the terminal lacks
+
+
+def _report(error: Exception) -> int:
+    """Say in one line what went wrong; return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        _discard_stdout()
+        return EXIT_BROKEN_PIPE
+    click.echo(f"error: {_one_line(error)}", err=True)
+    return 1
 
 
 def _one_line(error: BaseException) -> str:
@@ -89,7 +117,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     ctx.exit()
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
     is_flag=True,
@@ -99,20 +127,16 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     help="Print the version and exit.",
 )
 def cli() -> None:
-    """Mamba language models in NumPy: write text, score text, look into checkpoints.
-
-    \b
-    Examples:
-      mamba-np generate "Once upon a time"
-      mamba-np generate -m state-spaces/mamba-130m-hf "The capital of France is"
-      mamba-np score book.txt
-      mamba-np info
-
-    Without --model, a small model of children's stories is used that comes with the package.
-    Run "mamba-np COMMAND --help" for the options of a command.
-    """
+    """Do what all commands have in common: nothing yet."""
 
 
 def main() -> None:
     """Run the command line and exit; the entry point of ``mamba-np``."""
+    signal.signal(signal.SIGTERM, _terminate)
     cli(prog_name="mamba-np")
+
+
+def _terminate(number: int, _: Any) -> None:
+    """Leave by an exception, so that temporary files are removed; a second signal kills."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(EXIT_TERMINATED)

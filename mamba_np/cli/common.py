@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -13,11 +15,14 @@ from ..bundled import bundled_model_path
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
+NEOX = "EleutherAI/gpt-neox-20b"
+"""Where the tokenizer of the models of the paper is; their own repositories have none."""
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelChoice:
     """Which model to use: a folder or hub id, and which copy of it."""
 
     name: str
@@ -27,7 +32,7 @@ class Source:
     """Whether it is the bundled model because none was named."""
 
 
-def source_of(name: str | None, options: dict[str, Any]) -> Source:
+def chosen_model(name: str | None, options: dict[str, Any]) -> ModelChoice:
     """Return the named model, or the bundled one; takes the hub's options out of ``options``."""
     hub = {
         "revision": options.pop("revision"),
@@ -35,27 +40,29 @@ def source_of(name: str | None, options: dict[str, Any]) -> Source:
         "cache_dir": options.pop("cache_dir"),
         "local_files_only": options.pop("offline"),
     }
-    return Source(name or str(bundled_model_path()), hub, is_default=name is None)
+    if name is None:
+        return ModelChoice(str(bundled_model_path()), hub, is_default=True)
+    return ModelChoice(name, hub)
 
 
-def load_model(source: Source, dtype: str, backend: str) -> Any:
-    """Return the MambaForCausalLM of a source."""
+def load_model(model: ModelChoice, dtype: str, backend: str) -> Any:
+    """Return the MambaForCausalLM that was chosen."""
     from ..model import MambaForCausalLM
 
-    return MambaForCausalLM.from_pretrained(source.name, dtype=dtype, backend=backend, **source.hub)
+    return MambaForCausalLM.from_pretrained(model.name, dtype=dtype, backend=backend, **model.hub)
 
 
-def load_tokenizer(source: Source, tokenizer: str | None) -> Any:
-    """Return the tokenizer of a source, or the one named in its place."""
+def load_tokenizer(model: ModelChoice, tokenizer: str | None) -> Any:
+    """Return the tokenizer of a model, or the one named in its place."""
     from ..errors import FileMissingError
     from ..tokenizer import AutoTokenizer
 
     if tokenizer is not None:  # the revision is the model's
-        return AutoTokenizer.from_pretrained(tokenizer, **source.hub | {"revision": None})
+        return AutoTokenizer.from_pretrained(tokenizer, **model.hub | {"revision": None})
     try:
-        return AutoTokenizer.from_pretrained(source.name, **source.hub)
+        return AutoTokenizer.from_pretrained(model.name, **model.hub)
     except FileMissingError as error:
-        raise FileMissingError(f"{error}; --tokenizer names another one to use") from None
+        raise FileMissingError(f"{error}; add --tokenizer {NEOX}") from None
 
 
 # --- options ---------------------------------------------------------------------------------
@@ -108,7 +115,11 @@ model_options = option_group(
         help="How weights are held in memory; float64 also computes in float64.",
     ),
     click.option(
-        "--backend", metavar="NAME", default="auto", show_default=True, help="What computes."
+        "--backend",
+        metavar="NAME",
+        default="auto",
+        show_default=True,
+        help="Engine that computes: auto or numpy.",
     ),
 )
 
@@ -120,13 +131,33 @@ json_option = click.option(
 # --- input and output ------------------------------------------------------------------------
 
 
-def read_bytes(path: str) -> bytes:
-    """Return the content of a regular file, or of stdin for "-"."""
-    if path == "-":
-        return sys.stdin.buffer.read()
-    from ..files import require_regular_file
+def stdin_is_piped() -> bool:
+    """Return whether stdin is open and something else than a terminal."""
+    return sys.stdin is not None and not sys.stdin.isatty()
 
-    return require_regular_file(path).read_bytes()
+
+@contextmanager
+def open_text(path: str) -> Iterator[BinaryIO]:
+    """Open a text for reading as bytes: a file, a pipe (as of the shell's ``<(...)``), "-" is stdin.
+
+    Raises InputError for a stdin that is closed, FileMissingError for what cannot be opened.
+    """
+    from ..errors import FileMissingError, InputError
+
+    if path == "-":
+        if sys.stdin is None:
+            raise InputError("stdin: expected text, found it closed")
+        yield sys.stdin.buffer
+        return
+    if os.path.isdir(path):
+        raise FileMissingError(f"{path}: expected a file, found a folder")
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 - an error in the caller's block is not ours
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise FileMissingError(f"{path}: cannot be opened: {reason}") from error
+    with stream:
+        yield stream
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -1,16 +1,30 @@
 """``mamba-np convert``: any layout and dtype that can be read, to Hugging Face safetensors."""
 
 import contextlib
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .common import DTYPES, dtype_name, format_bytes, hub_options, source_of
+from .common import DTYPES, chosen_model, format_bytes, hub_options
 
 
-@click.command("convert", short_help="Write a checkpoint as Hugging Face safetensors.")
+HELP = """Write SOURCE as a Hugging Face checkpoint in safetensors into the folder DEST.
+
+SOURCE is a folder or hub id in Hugging Face's or mamba-ssm's layout, with safetensors or a
+pytorch_model.bin. config.json is translated; tokenizer and generation files are copied.
+
+\b
+Examples:
+  mamba-np convert state-spaces/mamba-130m ./mamba-130m-hf
+  mamba-np convert ./mamba-130m-hf ./mamba-130m-bf16 --dtype bfloat16
+"""
+
+
+@click.command("convert", help=HELP, short_help="Write a checkpoint as Hugging Face safetensors.")
 @click.argument("source", metavar="SOURCE")
 @click.argument("dest", metavar="DEST")
 @click.option(
@@ -26,27 +40,24 @@ from .common import DTYPES, dtype_name, format_bytes, hub_options, source_of
 @click.option("--force", is_flag=True, help="Write into a folder that holds files already.")
 @hub_options
 def command(source: str, dest: str, dtype: str | None, **options: Any) -> None:
-    """Write SOURCE as a Hugging Face checkpoint in safetensors into the folder DEST.
-
-    SOURCE is a folder or hub id in Hugging Face's or mamba-ssm's layout, with safetensors or a
-    pytorch_model.bin. config.json is translated; tokenizer and generation files are copied.
-
-    \b
-    Examples:
-      mamba-np convert state-spaces/mamba-130m ./mamba-130m-hf
-      mamba-np convert ./mamba-130m-hf ./mamba-130m-bf16 --dtype bfloat16
-    """
+    """Run ``mamba-np convert``."""
+    from ..checkpoint.save import _bytes as shard_bytes
+    from ..files import replacing
     from ..model import MambaForCausalLM
 
-    max_shard_size, force = options.pop("max_shard_size"), options.pop("force")
-    hub = source_of(source, options).hub
+    max_shard_size, force = shard_bytes(options.pop("max_shard_size")), options.pop("force")
+    hub = chosen_model(source, options).hub
     target = Path(dest)
     folder = _locate(source, hub)
     _check_target(target, folder, force)
+    others = _other_files(folder)
     # Weights that keep their dtype are mapped, not read: at most one copy is in memory.
-    model = MambaForCausalLM.from_pretrained(folder, dtype=dtype or stored_dtype(folder))
-    model.save_pretrained(target, max_shard_size=max_shard_size)
-    _copy_others(folder, target)
+    model = MambaForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
+    with _no_folder_left_empty(target):
+        model.save_pretrained(target, max_shard_size=max_shard_size)
+    for name, path in others.items():
+        with replacing(target / name) as temporary:
+            shutil.copyfile(path, temporary)
     written = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     click.echo(
         f"{dest}: {model.num_parameters():,} parameters, {model.dtype}, {format_bytes(written)}"
@@ -68,14 +79,14 @@ def _locate(source: str, hub: dict[str, Any]) -> Path:
 
 
 def _check_target(target: Path, source: Path, force: bool) -> None:
-    """Refuse to write over the source, or into a folder that holds something else."""
+    """Refuse to write into the source, or into a folder that holds something else."""
     from ..errors import CheckpointError
-    from ..files import make_folder
 
-    make_folder(target)
-    if target.resolve() == source.resolve():
-        raise CheckpointError(f"{target}: expected another folder than the source")
-    found = next(iter(sorted(target.iterdir())), None)
+    if os.path.lexists(target) and not target.is_dir():
+        raise CheckpointError(f"{target}: expected a folder to save into, found a file")
+    if target.resolve().is_relative_to(source.resolve()):
+        raise CheckpointError(f"{target}: expected a folder outside the source {source}")
+    found = next(iter(sorted(target.iterdir())), None) if target.exists() else None
     if found is not None and not force:
         raise CheckpointError(
             f"{target}: expected a new or empty folder, found {found.name} in it; "
@@ -83,22 +94,23 @@ def _check_target(target: Path, source: Path, force: bool) -> None:
         )
 
 
-def stored_dtype(folder: Path) -> str:
-    """Return the dtype in which the files of a folder keep the embedding matrix.
-
-    Where there is none, or one of no known dtype, any will do: loading says what is wrong.
-    """
-    from ..checkpoint import headers
-
-    embeddings = (info for name, info in headers(folder).items() if "embeddings" in name)
-    return next((dtype_name(info) for info in embeddings if dtype_name(info) in DTYPES), "float32")
-
-
-def _copy_others(source: Path, target: Path) -> None:
-    from ..files import replacing, require_regular_file
+def _other_files(folder: Path) -> dict[str, Path]:
+    """Return the tokenizer's and generation's files that there are, by name."""
+    from ..files import own_file
     from ..hub import GENERATION_FILES, TOKENIZER_FILES
 
-    for name in TOKENIZER_FILES + GENERATION_FILES:
-        if (source / name).exists():
-            with replacing(target / name) as temporary:
-                shutil.copyfile(require_regular_file(source / name), temporary)
+    names = TOKENIZER_FILES + GENERATION_FILES
+    return {name: own_file(folder, name) for name in names if os.path.lexists(folder / name)}
+
+
+@contextlib.contextmanager
+def _no_folder_left_empty(target: Path) -> Iterator[None]:
+    """Remove the folders that were made for nothing if what runs inside fails."""
+    missing = [path for path in (target, *target.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty, or not even made
+            for path in missing:
+                path.rmdir()
+        raise

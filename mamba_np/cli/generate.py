@@ -1,19 +1,24 @@
 """``mamba-np generate``: continue a prompt, printing the text as it is made."""
 
+import contextlib
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .common import (
+    chosen_model,
     hub_options,
     json_option,
     load_model,
     load_tokenizer,
     model_options,
+    open_text,
     option_group,
     print_json,
-    source_of,
+    stdin_is_piped,
 )
 
 SEPARATOR = "\n---\n"
@@ -94,7 +99,24 @@ output_options = option_group(
 )
 
 
-@click.command("generate", short_help="Continue a prompt.")
+HELP = """Continue PROMPT, printing the text as it is made.
+
+Without PROMPT, -p or -f the prompt is read from stdin when something is piped into it. An
+empty prompt starts a text from nothing.
+
+The bundled model draws with temperature 0.7, top-p 0.9 and seed 0 unless told otherwise. Any
+other model takes the likeliest token (or what its generation_config.json says) unless an
+option of sampling is given.
+
+\b
+Examples:
+  mamba-np generate "Once upon a time"
+  mamba-np generate "The king said" --seed 3 --temperature 0.9 -n 200
+  mamba-np generate -m state-spaces/mamba-130m-hf --greedy < prompt.txt
+"""
+
+
+@click.command("generate", help=HELP, short_help="Continue a prompt.")
 @prompt_options
 @model_options
 @length_options
@@ -102,44 +124,34 @@ output_options = option_group(
 @output_options
 @hub_options
 def command(model: str | None, **options: Any) -> None:
-    """Continue PROMPT, printing the text as it is made.
-
-    Without PROMPT, -p or -f the prompt is read from stdin when something is piped into it. An
-    empty prompt starts a text from nothing.
-
-    The bundled model draws with temperature 0.7, top-p 0.9 and seed 0 unless told otherwise. Any
-    other model takes the likeliest token (or what its generation_config.json says) unless an
-    option of sampling is given.
-
-    \b
-    Examples:
-      mamba-np generate "Once upon a time"
-      mamba-np generate "The king said" --seed 3 --temperature 0.9 -n 200
-      mamba-np generate -m state-spaces/mamba-130m-hf --greedy < prompt.txt
-    """
-    source = source_of(model, options)
+    """Run ``mamba-np generate``."""
+    chosen = chosen_model(model, options)
     prompt = read_prompt(options)
-    settings = generation_settings(options, is_bundled=source.is_default)
+    settings = generation_settings(options, is_bundled=chosen.is_default)
     one_text = settings.get("num_beams", 1) == settings.get("num_return_sequences", 1) == 1
-    if options["state_out"] and not one_text:
-        raise click.UsageError("--state-out needs one text: no beams, no --num-return-sequences.")
+    if options["state_out"] is not None:
+        if not one_text:
+            raise click.UsageError(
+                "--state-out needs one text: no beams, no --num-return-sequences."
+            )
+        check_writable("--state-out", options["state_out"])
 
     from .session import Printer, Session
 
-    network = load_model(source, options["dtype"], options["backend"])
-    tokenizer = load_tokenizer(source, options["tokenizer"])
+    network = load_model(chosen, options["dtype"], options["backend"])
+    tokenizer = load_tokenizer(chosen, options["tokenizer"])
     session = Session(network, tokenizer, prompt, options["state_in"])
     echo = prompt if options["echo"] else ""
     with Printer(session.decoder(), None if options["as_json"] else sys.stdout) as printer:
         session.run(settings, printer, echo if one_text else "")
         if not one_text:
             printer.write(SEPARATOR.join(echo + text for text in session.texts()))
-    finish(session, source.name, options)
+    finish(session, chosen.name, options)
 
 
 def finish(session: Any, model: str, options: dict[str, Any]) -> None:
     """Save the state and report, as the options say; pass on an interruption."""
-    if options["state_out"] and not session.interrupted:
+    if options["state_out"] is not None and not session.interrupted:
         session.save_state(options["state_out"])
     if options["as_json"]:
         print_json({"model": model, **session.report()})
@@ -147,6 +159,20 @@ def finish(session: Any, model: str, options: dict[str, Any]) -> None:
         click.echo(session.stats_line(), err=True)
     if session.interrupted:
         raise KeyboardInterrupt
+
+
+def check_writable(name: str, path: str) -> None:
+    """Raise FileMissingError where a file cannot be written, before there is work to lose."""
+    from ..errors import FileMissingError
+
+    target = Path(path).resolve()  # a link is followed
+    if target.exists() and not target.is_file():
+        found = "a folder" if target.is_dir() else "not a regular file"
+        raise FileMissingError(f"{name}: {path}: expected a file to write, found {found}")
+    if not target.parent.is_dir():
+        raise FileMissingError(f"{name}: {path}: expected a folder {target.parent}, found none")
+    if not os.access(target.parent, os.W_OK):
+        raise FileMissingError(f"{name}: {path}: cannot be written: {target.parent} is read-only")
 
 
 def read_prompt(options: dict[str, Any]) -> str:
@@ -163,8 +189,8 @@ def read_prompt(options: dict[str, Any]) -> str:
     if len(names) > 1:
         raise click.UsageError(f"Expected one prompt, found {' and '.join(names)}.")
     if not names:
-        if not _piped():
-            if options["state_in"]:
+        if not stdin_is_piped():
+            if options["state_in"] is not None:
                 return ""
             raise click.UsageError(
                 "No prompt: give PROMPT, --prompt, --file, or pipe it into stdin."
@@ -175,18 +201,14 @@ def read_prompt(options: dict[str, Any]) -> str:
     return check_unicode(names[0], given[names[0]])
 
 
-def _piped() -> bool:
-    return sys.stdin is not None and not sys.stdin.isatty()
-
-
 def read_text_file(path: str) -> str:
     """Return a prompt from a file or stdin, without the line break that ends it."""
     from ..errors import InputError
-    from .common import read_bytes
 
     name = "stdin" if path == "-" else path
     try:
-        text = read_bytes(path).decode("utf-8")
+        with open_text(path) as stream:
+            text = stream.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{name}: expected text in UTF-8, found byte 0x{error.object[error.start]:02x} at "
@@ -201,11 +223,13 @@ def check_unicode(name: str, text: str) -> str:
 
     try:
         text.encode("utf-8")
+        return text
     except UnicodeEncodeError as error:
+        with contextlib.suppress(UnicodeError):  # fine bytes that the locale has no characters for
+            return os.fsencode(text).decode("utf-8")
         raise InputError(
             f"{name}: expected text in UTF-8, found other bytes at character {error.start}"
         ) from None
-    return text
 
 
 def generation_settings(options: dict[str, Any], *, is_bundled: bool) -> dict[str, Any]:
@@ -228,7 +252,7 @@ def generation_settings(options: dict[str, Any], *, is_bundled: bool) -> dict[st
         settings = BUNDLED_SAMPLING | settings
     settings["max_new_tokens"] = options["max_new_tokens"]
     if options["stop"]:
-        settings["stop_strings"] = list(options["stop"])
+        settings["stop_strings"] = [check_unicode("--stop", stop) for stop in options["stop"]]
     if options["ignore_eos"]:
         settings["eos_token_id"] = None
     return settings

@@ -13,7 +13,7 @@ from .common import (
     hub_options,
     json_option,
     print_json,
-    source_of,
+    chosen_model,
 )
 
 GROUPS = (  # in the order of the forward pass
@@ -30,27 +30,30 @@ GROUPS = (  # in the order of the forward pass
 )
 
 
-@click.command("info", short_help="Describe a checkpoint.")
+HELP = """Describe a checkpoint: configuration, parameters, memory, files.
+
+MODEL is a folder or a hub id; without it, the bundled model. Weights are not read, only the
+headers of their files.
+
+\b
+Examples:
+  mamba-np info
+  mamba-np info state-spaces/mamba-130m-hf --json
+"""
+
+
+@click.command("info", help=HELP, short_help="Describe a checkpoint.")
 @click.argument("model", required=False)
 @click.option("-m", "--model", "model_option", metavar="MODEL", help="The same as MODEL.")
 @json_option
 @hub_options
 def command(model: str | None, model_option: str | None, **options: Any) -> None:
-    """Describe a checkpoint: configuration, parameters, memory, files.
-
-    MODEL is a folder or a hub id; without it, the bundled model. Weights are not read, only the
-    headers of their files.
-
-    \b
-    Examples:
-      mamba-np info
-      mamba-np info state-spaces/mamba-130m-hf --json
-    """
+    """Run ``mamba-np info``."""
     if model is not None and model_option is not None:
         raise click.UsageError("Expected one model, found MODEL and --model.")
     as_json = options.pop("as_json")
-    source = source_of(model or model_option, options)
-    facts = describe(source.name, source.hub)
+    chosen = chosen_model(model if model is not None else model_option, options)
+    facts = describe(chosen.name, chosen.hub)
     if as_json:
         print_json(facts)
     else:

@@ -10,20 +10,35 @@ from typing import Any, BinaryIO
 import click
 
 from .common import (
+    chosen_model,
     format_bytes,
     hub_options,
     json_option,
     load_model,
     load_tokenizer,
     model_options,
+    open_text,
     peak_memory,
     print_json,
-    source_of,
+    stdin_is_piped,
 )
 
 
-@click.command("score", short_help="Measure how well a model predicts a text.")
-@click.argument("file", metavar="FILE")
+HELP = """Measure how well a model predicts a text: perplexity and bits per byte.
+
+FILE is a text in UTF-8 of any length; - is stdin, as is no FILE when something is piped into it.
+The text is read piece by piece in constant memory; the model's state is carried on, so each token
+is predicted from all before it.
+
+\b
+Examples:
+  mamba-np score book.txt
+  mamba-np score -m state-spaces/mamba-130m-hf --json < book.txt
+"""
+
+
+@click.command("score", help=HELP, short_help="Measure how well a model predicts a text.")
+@click.argument("file", metavar="[FILE]", required=False)
 @model_options
 @click.option(
     "--chunk",
@@ -48,48 +63,47 @@ from .common import (
 )
 @json_option
 @hub_options
-def command(file: str, model: str | None, **options: Any) -> None:
-    """Measure how well a model predicts a text: perplexity and bits per byte.
+def command(file: str | None, model: str | None, **options: Any) -> None:
+    """Run ``mamba-np score``."""
+    chosen = chosen_model(model, options)
+    if file is None and not stdin_is_piped():
+        raise click.UsageError("No text: give FILE, or pipe it into stdin.")
+    file = "-" if file is None else file
+    with open_text(file) as stream:
+        network = load_model(chosen, options["dtype"], options["backend"])
+        tokenizer = load_tokenizer(chosen, options["tokenizer"])
+        started = time.perf_counter()
+        result = _score(network, tokenizer, stream, "stdin" if file == "-" else file, options)
+    seconds = time.perf_counter() - started
+    if options["as_json"]:
+        _print_as_json(chosen.name, result, seconds)
+    else:
+        _print_table(result, seconds)
 
-    FILE is a text in UTF-8 of any length, or - for stdin. It is read piece by piece in constant
-    memory; the model's state is carried on, so each token is predicted from all before it.
 
-    \b
-    Examples:
-      mamba-np score book.txt
-      mamba-np score -m state-spaces/mamba-130m-hf --json - < book.txt
-    """
+def _score(
+    network: Any, tokenizer: Any, stream: BinaryIO, name: str, options: dict[str, Any]
+) -> Any:
+    """Return the Score of a stream, showing the progress."""
+    from ..errors import InputError
     from ..scoring import score_text
 
-    source = source_of(model, options)
-    with _open(file) as stream:
-        network = load_model(source, options["dtype"], options["backend"])
-        tokenizer = load_tokenizer(source, options["tokenizer"])
-        started = time.perf_counter()
+    try:
         with _progress(stream) as progress:
-            result = score_text(
+            return score_text(
                 network,
                 tokenizer,
                 stream,
-                name="stdin" if file == "-" else file,
+                name=name,
                 errors=options["errors"],
                 add_bos=options["bos"],
                 chunk_size=options["chunk"],
                 progress=progress,
             )
-    seconds = time.perf_counter() - started
-    (_print_as_json if options["as_json"] else _print_table)(source.name, result, seconds)
-
-
-@contextmanager
-def _open(path: str) -> Iterator[BinaryIO]:
-    if path == "-":
-        yield sys.stdin.buffer
-        return
-    from ..files import require_regular_file
-
-    with require_regular_file(path).open("rb") as stream:
-        yield stream
+    except InputError as error:
+        if not isinstance(error.__cause__, UnicodeDecodeError):
+            raise
+        raise InputError(f"{error}; --errors replace reads them as U+FFFD") from error.__cause__
 
 
 @contextmanager
@@ -129,7 +143,7 @@ def _print_as_json(model: str, result: Any, seconds: float) -> None:
     )
 
 
-def _print_table(_: str, result: Any, seconds: float) -> None:
+def _print_table(result: Any, seconds: float) -> None:
     click.echo(f"perplexity     {result.perplexity:.4f} per token")
     click.echo(f"bits per byte  {result.bits_per_byte:.4f}")
     click.echo(f"tokens         {result.tokens:,}")

@@ -66,7 +66,8 @@ class Session:
         self.sequences: list[list[int]] = [[]]
         self.finish_reasons = [""]
         self.interrupted = False
-        self._started = self._first = self._last = 0.0
+        self._started = self._last = 0.0
+        self._first: float | None = None  # when the prompt had been read; unknown with beams
 
     def _encode(self, text: str, **options: bool) -> list[int]:
         return list(self.tokenizer.encode(text, **options)) if text else []
@@ -87,7 +88,7 @@ class Session:
         texts or beams there is nothing to print before all is done.
         """
         settings = settings | {"cache_params": self.cache, "tokenizer": self.tokenizer}
-        self._started = self._first = self._last = time.perf_counter()
+        self._started = self._last = time.perf_counter()
         try:
             if settings["max_new_tokens"] == 0:
                 printer.write(echo)
@@ -123,13 +124,14 @@ class Session:
         printer.write(echo)  # not before the settings are known to be good
         rows = len(stream.finish_reasons)
         self.sequences, self.finish_reasons = [[] for _ in range(rows)], [""] * rows
-        for tokens in stream:
+        for step, tokens in enumerate(stream):
             for row, reason in enumerate(self.finish_reasons):
                 if not reason:
                     self.sequences[row].append(int(tokens[row]))
             self.finish_reasons = stream.finish_reasons
             self._last = time.perf_counter()
-            self._first = self._last if len(self.sequences[0]) == 1 else self._first
+            if step == 0:
+                self._first = self._last
             if len(self.sequences) == 1:
                 printer.token(int(tokens[0]))
 
@@ -162,10 +164,13 @@ class Session:
         """Return counts, seconds and speeds; None where there is nothing to measure.
 
         The first new token comes with the reading of the prompt, so the others count as made.
+        Beams do not tell when that was: the prompt's time is part of theirs.
         """
-        made = sum(len(s) for s in self.sequences)
-        reading, making = self._first - self._started, self._last - self._first
-        timed = made - len(self.sequences) if reading else made
+        made = timed = sum(len(s) for s in self.sequences)
+        reading, making = None, self._last - self._started
+        if self._first is not None:
+            reading, making = self._first - self._started, self._last - self._first
+            timed = made - len(self.sequences)
         return {
             "prompt_tokens": len(self.ids),
             "prompt_seconds": reading,
