@@ -20,11 +20,19 @@ from safetensors import safe_open
 
 import mamba_np.checkpoint.save
 import mamba_np.checkpoint.tensors
-from mamba_np.checkpoint import headers, read_params, save_params, state_dict
+from mamba_np.checkpoint import headers, read_params, save_params, state_dict, stored_dtype
 from mamba_np.config import MambaConfig
 from mamba_np.errors import CheckpointError, FileMissingError, InputError, NonFiniteError
 from mamba_np.init import init_params
-from mamba_np.params import DTYPES, MATRICES, Params, convert, field_dtype, map_arrays
+from mamba_np.params import (
+    DTYPES,
+    MATRICES,
+    Params,
+    as_dtype,
+    convert,
+    field_dtype,
+    map_arrays,
+)
 
 MODELS = ("base_silu", "sharded_bf16", "original_bin")
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -510,6 +518,44 @@ def test_a_failed_save_changes_nothing(tmp_path, config, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_save_that_stops_between_two_shards_leaves_no_mixture(tmp_path, config, monkeypatch):
+    save_params(tmp_path, init_params(config, 1), max_shard_size=1000)
+    replace, done = os.replace, []
+
+    def interrupted(source, target):
+        if len(done) == 2:
+            raise OSError(5, "Input/output error")
+        done.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_params(tmp_path, init_params(config, 2), max_shard_size=1000)
+    monkeypatch.undo()
+    assert len(done) == 2
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors"):
+        read_params(tmp_path, config)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+
+
+@pytest.mark.parametrize(
+    ("stored", "found"),
+    [
+        ({}, "float32"),
+        ({"embeddings": "bfloat16"}, "float32"),
+        ({"embeddings": "bfloat16", "in_proj": "float16"}, "float32"),
+        ({"x_proj": "float64"}, "float64"),
+        (dict.fromkeys(MATRICES, "bfloat16"), "bfloat16"),
+    ],
+)
+def test_the_dtype_of_the_files_holds_every_matrix(tmp_path, config, stored, found):
+    def store(field, array):
+        return array.astype(as_dtype(stored.get(field, "float32")))
+
+    save_params(tmp_path, map_arrays(store, init_params(config, 1)))
+    assert stored_dtype(tmp_path) == as_dtype(found)
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [
@@ -523,7 +569,7 @@ def test_a_failed_save_changes_nothing(tmp_path, config, monkeypatch):
     ],
 )
 def test_sizes_of_shards(text, size):
-    assert mamba_np.checkpoint.save._bytes(text) == size
+    assert mamba_np.checkpoint.save.parse_size(text) == size
 
 
 @pytest.mark.parametrize("size", [0, -1, True, None, "", "GB", "-1GB", "1XB", "0.1", 1.5, math.inf])

@@ -1,19 +1,19 @@
-"""``mamba-np generate``: prompts, options, texts and states."""
+"""``mamba-np generate``: prompts, options and texts."""
 
+import itertools
 import json
 import re
 import shutil
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import tokenizers
 from cli_runner import PROMPT, error_of, json_of, output_of, run
 
-from mamba_np import MambaCache, MambaForCausalLM, Tokenizer
+from mamba_np import MambaForCausalLM, Tokenizer
 from mamba_np.bundled import bundled_model_path
 from mamba_np.cli.generate import PASSED_ON, generation_settings
-from mamba_np.cli.session import Session
+from mamba_np.cli.session import Printer, Session
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def test_one_prompt_is_needed(tmp_path, monkeypatch):
     assert error_of("generate", "a", "-p", "b", code=2) == (
         "Expected one prompt, found PROMPT and --prompt."
     )
-    monkeypatch.setattr("mamba_np.cli.generate._piped", lambda: False)
+    monkeypatch.setattr("mamba_np.cli.generate.stdin_is_piped", lambda: False)
     assert error_of("generate", code=2).startswith("No prompt: give PROMPT,")
 
 
@@ -79,6 +79,10 @@ def test_prompts_that_are_not_text_are_refused(tmp_path):
         "PROMPT: expected text in UTF-8, found other bytes at character 3"
     )
     assert "cannot be opened" in error_of("generate", "-f", tmp_path / "none")
+    assert "expected a file, found a folder" in error_of("generate", "-f", tmp_path)
+    assert error_of("generate", "a", "--stop", "caf\udce9").startswith(
+        "--stop: expected text in UTF-8"
+    )
 
 
 # --- generate: the tokens --------------------------------------------------------------------
@@ -192,6 +196,9 @@ def test_beams_find_what_the_library_finds(model, tokenizer):
     expected = model.generate([ids], max_new_tokens=12, num_beams=3)[0, len(ids) :].tolist()
     report = json_of("generate", PROMPT, "-n", 12, "--num-beams", 3)
     assert report["ids"] == expected
+    timings = report["timings"]
+    assert timings["prompt_seconds"] is timings["prompt_tokens_per_second"] is None
+    assert timings["new_tokens_per_second"] == 12 / timings["new_seconds"]
     text = PROMPT + tokenizer.decode(expected)
     found = output_of("generate", PROMPT, "-n", 12, "--num-beams", 3)
     assert found == ended(text)
@@ -239,69 +246,29 @@ def test_json_has_text_ids_and_timings(tokenizer):
     timings = report["timings"]
     assert (timings["prompt_tokens"], timings["new_tokens"]) == (5, 6)
     assert timings["prompt_seconds"] > 0
-    assert timings["new_tokens_per_second"] == pytest.approx(5 / timings["new_seconds"])
+    assert timings["new_tokens_per_second"] == 5 / timings["new_seconds"]
 
 
-# --- generate: states ------------------------------------------------------------------------
+def test_the_prompt_is_read_once_though_the_first_text_ends_at_once(model, tokenizer, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr("mamba_np.cli.session.time.perf_counter", lambda: next(clock))
 
+    class TwoTexts:
+        def __init__(self):
+            self.finish_reasons = ["", ""]
 
-def test_states_go_on_as_if_never_stopped(tmp_path, tokenizer):
-    state, later = tmp_path / "a.state", tmp_path / "b.state"
-    greedy = ["generate", "--greedy", "--ignore-eos"]
-    whole = json_of(*greedy, PROMPT, "-n", 20)["ids"]
-    first = json_of(*greedy, PROMPT, "-n", 8, "--state-out", state)["ids"]
-    second = json_of(*greedy, "--state-in", state, "-n", 5, "--state-out", later)["ids"]
-    third = json_of(*greedy, "--state-in", later, "-n", 7, "--no-echo")["ids"]
-    assert first + second + third == whole
-    # The same file again, and more text before going on.
-    more = " and then"
-    expected = json_of(*greedy, PROMPT + tokenizer.decode(first) + more, "-n", 6)["ids"]
-    assert json_of(*greedy, "--state-in", state, more, "-n", 6)["ids"] == expected
+        def __iter__(self):
+            for tokens in [(5, 6), (0, 7), (0, 8)]:
+                self.finish_reasons = ["eos", ""]
+                yield tokens
 
-
-def test_a_prompt_can_be_read_alone(tmp_path):
-    state = tmp_path / "state"
-    assert output_of("generate", PROMPT, "-n", 0, "--state-out", state) == PROMPT + "\n"
-    greedy = ["generate", "--greedy", "-n", 10]
-    assert json_of(*greedy, "--state-in", state)["ids"] == json_of(*greedy, PROMPT)["ids"]
-    output_of("generate", "On", "-n", 0, "--state-out", state)  # one token: nothing to read
-    assert json_of(*greedy, "--state-in", state)["ids"] == json_of(*greedy, "On")["ids"]
-
-
-def test_state_files_are_those_of_the_cache(tmp_path, model, tokenizer):
-    written, saved = tmp_path / "written", tmp_path / "saved"
-    output_of("generate", PROMPT, "-n", 0, "--state-out", written)
-    ids = tokenizer.encode(PROMPT)
-    cache = model(np.array([ids[:-1]]), use_cache=True).cache_params
-    found = MambaCache.load(written)
-    assert found.fingerprint == cache.fingerprint
-    for a, b in zip(found.ssm_states, cache.ssm_states, strict=True):
-        np.testing.assert_array_equal(a, b)
-    cache.save(saved)
-    last = tokenizer.decode(ids[-1:])
-    assert (
-        json_of("generate", last, "--state-in", saved, "-n", 9)["ids"]
-        == (json_of("generate", PROMPT, "-n", 9)["ids"])
-    )
-    assert error_of("generate", "", "--state-in", saved) == (
-        f"PROMPT: expected text to follow the state of {saved}, found none"
-    )
-
-
-def test_states_that_do_not_fit_are_refused(tmp_path, model_path):
-    state = tmp_path / "state"
-    output_of("generate", PROMPT, "-n", 2, "--state-out", state)
-    message = error_of(
-        "generate", "a", "--no-echo", "-m", model_path("base_silu"), "--state-in", state
-    )
-    assert message.startswith("cache_params")
-    broken = tmp_path / "broken"
-    broken.write_bytes(state.read_bytes().replace(b'"next_token":"', b'"next_token":"x'))
-    assert str(broken) in error_of("generate", "a", "--state-in", broken)
-    state.write_bytes(state.read_bytes()[:-1])
-    assert str(state) in error_of("generate", "a", "--state-in", state)
-    message = error_of("generate", "a", "--num-beams", 2, "--state-out", tmp_path / "no", code=2)
-    assert message.startswith("--state-out needs one text")
+    monkeypatch.setattr(MambaForCausalLM, "stream", lambda *_, **__: TwoTexts())
+    session = Session(model, tokenizer, PROMPT)
+    session.run({"max_new_tokens": 3}, Printer(session.decoder(), None))
+    assert session.sequences == [[5], [6, 7, 8]]
+    timings = session.timings()
+    assert (timings["prompt_seconds"], timings["new_seconds"]) == (1, 2)
+    assert timings["new_tokens_per_second"] == 1  # two tokens after the first of each text
 
 
 def test_interruption_is_reported_in_json(monkeypatch, model):

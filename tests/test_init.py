@@ -1,8 +1,7 @@
 """Random parameters: the distribution of each, in each scheme, by Kolmogorov-Smirnov distances.
 
-D_n, the largest distance between the empirical and the wanted distribution function, exceeds
-1.95 / sqrt(n) once in 1,000 for right samples. Seeds are fixed, so a pass stays a pass. What such a
-test can see is tested first: with 2,000 samples, scales that are 20 % wrong and wrong families.
+Seeds are fixed, so a pass stays a pass. What such a test can see is tested first: with 2,000
+samples, scales that are 20 % wrong and wrong families.
 """
 
 import math
@@ -27,6 +26,17 @@ SIZES = {
 }
 MODERN = "transformers-5"
 
+KS_LIMIT = 1.95
+"""Kolmogorov-Smirnov at p = 0.001: the largest distance between the empirical and the wanted
+distribution function exceeds c / sqrt(n) with probability 2 exp(-2 c**2) if the samples are right.
+Between two samples of n each the limit is c sqrt(2 / n)."""
+
+# What the scheme of transformers 5 does not draw.
+CONSTANTS = {
+    "backbone.norm_f.weight", "norm.weight", "mixer.A_log", "mixer.D", "mixer.conv1d.bias",
+    "mixer.in_proj.bias", "mixer.out_proj.bias",
+}  # fmt: skip
+
 
 def uniform(bound):
     return lambda x: np.clip((x + bound) / (2 * bound), 0, 1)
@@ -45,7 +55,7 @@ def ks_distance(samples, cdf):
 def assert_distributed(samples, cdf, name):
     n = np.size(samples)
     assert n >= 1000, f"{name}: {n} samples prove little"
-    distance, limit = ks_distance(samples, cdf), 1.95 / math.sqrt(n)
+    distance, limit = ks_distance(samples, cdf), KS_LIMIT / math.sqrt(n)
     assert distance < limit, f"{name}: distance {distance:.4f}, allowed {limit:.4f}"
 
 
@@ -211,14 +221,17 @@ def test_the_modern_scheme_is_the_installed_transformers():
     )
     ends = {name.split(".", 3)[-1] if "layers" in name else name for name in ours}
     assert len(ends) == 15
-    for end in ends:
+    assert ends >= CONSTANTS
+    for end in sorted(ends):
         a, b = np.sort(pool(ours, end)), np.sort(pool(theirs, end))
         assert len(a) == len(b), end
+        if end in CONSTANTS:  # ours are float64, theirs float32
+            np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=end)
+            continue
         both = np.concatenate([a, b])
         gap = np.searchsorted(a, both, "right") - np.searchsorted(b, both, "right")
-        distance, limit = np.abs(gap).max() / len(a), 1.95 * math.sqrt(2 / len(a))
-        same = distance < limit or np.allclose(a, b, rtol=1e-6)  # constants differ by rounding
-        assert same, f"{end}: distance {distance:.4f}, allowed {limit:.4f}"
+        distance, limit = np.abs(gap).max() / len(a), KS_LIMIT * math.sqrt(2 / len(a))
+        assert distance < limit, f"{end}: distance {distance:.4f}, allowed {limit:.4f}"
 
 
 # --- shapes, dtypes, seeds -----------------------------------------------------------------------

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from conftest import FIXTURES
 
 import mamba_np
-from mamba_np.bundled import bundled_model_path
+from mamba_np import bundled_model_path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -211,9 +211,11 @@ def test_readme_python_runs_in_order(tmp_path):
     cache = tmp_path / "hub"
     fake_hub.publish(cache, "state-spaces/mamba-130m-hf", FIXTURES / "models" / "base_silu")
     printed = fake_hub.run_offline("\n".join(blocks("python")), cache, tmp_path)
-    story, *_, state, published = printed.splitlines()
+    story, *_, published = printed.splitlines()
     assert story.startswith("Once upon a time")
-    assert state.startswith("True MambaCache(")
+    _, state, streamed = printed.partition("\nTrue MambaCache(")
+    assert state, printed
+    assert len(streamed.splitlines()) >= 3, "expected the cache's line, a streamed text and a list"
     assert published.startswith("['Hey how are you doing?")
 
 
@@ -238,6 +240,15 @@ def test_readme_make_targets_exist(target):
 def test_demo_is_the_command_that_the_readme_shows():
     (shown,) = (command for command in shell_commands() if command.startswith("mamba-np "))
     assert f"/bin/{shown}\n" in (ROOT / "Makefile").read_text("utf-8")
+
+
+def test_demo_writes_what_the_readme_shows():
+    from mamba_np.cli import cli
+
+    (shown,) = blocks("text")
+    done = CliRunner().invoke(cli, ["generate", "Once upon a time"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith(shown.rstrip("\n"))
 
 
 def test_readme_subcommands_exist():

@@ -137,15 +137,27 @@ def test_softmax_and_its_logarithm(seed):
 
 
 def test_inputs_are_left_alone():
-    scores, history = random_scores(1), random_history(1)
-    for array in (scores, history):
-        array.flags.writeable = False
-    sampling.repetition_penalty(scores, history, 2.0)
-    sampling.no_repeat_ngram(scores, history, 2)
-    sampling.forbid(scores, [0])
-    sampling.top_k(scores, 2)
-    sampling.top_p(scores, 0.5)
-    sampling.min_p(scores, 0.5)
+    scores, history, prompt = random_scores(1), random_history(1), random_history(2)
+    before = [array.copy() for array in (scores, history, prompt)]
+    everything = GenerationConfig(
+        repetition_penalty=2.0, no_repeat_ngram_size=2, min_new_tokens=1, eos_token_id=0,
+        do_sample=True, temperature=0.5, top_k=5, top_p=0.9, min_p=0.1,
+    )  # fmt: skip
+    calls = {
+        "repetition_penalty": lambda: sampling.repetition_penalty(scores, history, 2.0),
+        "no_repeat_ngram": lambda: sampling.no_repeat_ngram(scores, history, 2),
+        "forbid": lambda: sampling.forbid(scores, [0]),
+        "temperature": lambda: sampling.temperature(scores, 0.5),
+        "top_k": lambda: sampling.top_k(scores, 2),
+        "top_p": lambda: sampling.top_p(scores, 0.5),
+        "min_p": lambda: sampling.min_p(scores, 0.5),
+        "Scorer": lambda: sampling.Scorer(everything)(scores, history, prompt, 0),
+    }
+    for name, call in calls.items():
+        result = call()
+        assert (result != before[0]).any(), f"{name} did nothing"
+        for array, copy in zip((scores, history, prompt), before, strict=True):
+            np.testing.assert_array_equal(array, copy, err_msg=name)
 
 
 # --- borders -----------------------------------------------------------------------------------

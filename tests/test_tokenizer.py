@@ -594,7 +594,7 @@ def every_byte(backend):
     return [backend.token_to_id(character) for character in BYTE_ALPHABET]
 
 
-BYTE_IDS = every_byte(BOTH["base"].backend)
+BYTE_IDS = every_byte(BOTH["base"].backend_tokenizer)
 
 
 @both
@@ -659,7 +659,11 @@ def test_stream_of_added_tokens(tmp_path):
 
 def test_stream_costs_the_same_at_every_position(base):
     """Also for bytes that never become a character: nothing is decoded again."""
-    for token in (65, base.backend.token_to_id("ÿ"), base.backend.token_to_id("Ģ")):
+    for token in (
+        65,
+        base.backend_tokenizer.token_to_id("ÿ"),
+        base.backend_tokenizer.token_to_id("Ģ"),
+    ):
         decoder = base.stream_decoder()
         times = []
         for _ in range(20):
@@ -833,10 +837,16 @@ def test_a_huge_file_is_not_read(tmp_path):
         ({"eos_token": ""}, "tokenizer_config.json: eos_token: expected a token's text"),
         ({"padding_side": "up"}, "padding_side: expected 'left' or 'right', found 'up'"),
         ({"truncation_side": ["left"]}, "truncation_side: expected 'left' or 'right'"),
-        ({"model_max_length": 0}, "model_max_length: expected a number from 1, found 0"),
-        ({"model_max_length": "2048"}, "model_max_length: expected a number from 1"),
-        ({"model_max_length": float("nan")}, "model_max_length: expected a number from 1"),
-        ({"model_max_length": True}, "model_max_length: expected a number from 1"),
+        (
+            {"model_max_length": 0},
+            "model_max_length: expected a finite number of at least 1, found 0",
+        ),
+        ({"model_max_length": "2048"}, "model_max_length: expected a finite number of at least 1"),
+        (
+            {"model_max_length": float("nan")},
+            "model_max_length: expected a finite number of at least 1",
+        ),
+        ({"model_max_length": True}, "model_max_length: expected a finite number of at least 1"),
         ({"additional_special_tokens": "<x>"}, "additional_special_tokens: expected a list"),
         ({"extra_special_tokens": [3]}, "extra_special_tokens: expected a token's text"),
         ([], "tokenizer_config.json: expected a JSON object, found list"),

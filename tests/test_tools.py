@@ -1,4 +1,4 @@
-"""The gates of tools/check.py hold for this repository, and each of them can fail."""
+"""The gates of tools/check.py hold and can fail; tools/accuracy.py prints what the docs say."""
 
 import importlib.util
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load_check():
-    spec = importlib.util.spec_from_file_location("check", ROOT / "tools" / "check.py")
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -17,7 +17,7 @@ def load_check():
     return module
 
 
-check = load_check()
+check = load_tool("check")
 
 
 @pytest.fixture
@@ -179,3 +179,52 @@ def test_main_reports_and_fails(repository, tmp_path, capsys):
     repository(README_md="[x](gone.md)\n")
     assert check.main(root) == 1
     assert "README.md:1: link to a missing file: gone.md [links]" in capsys.readouterr().out
+
+
+# --- accuracy --------------------------------------------------------------------------------
+
+
+def published_tables():
+    """Return {model: {row: cells}} of docs/accuracy.md."""
+    tables, rows = {}, {}
+    for line in (ROOT / "docs" / "accuracy.md").read_text("utf-8").splitlines():
+        name, *row = (cell.strip() for cell in line.strip("|").split("|"))
+        if row[:2] == ["float64", "float32"]:
+            rows = tables.setdefault(name.strip("`"), {})
+        elif not line.startswith("|"):
+            rows = {}
+        elif set(name) != {"-"}:
+            rows[name] = row
+    return tables
+
+
+@pytest.fixture(scope="module")
+def measured_tables():
+    """Return {model: {row: cells}} as they are now, with the models of the page alone."""
+    accuracy = load_tool("accuracy")
+    return {name: accuracy.cells(name) for name in accuracy.test_fixtures.MODELS}
+
+
+def test_accuracy_page_has_the_rows_that_the_tool_prints(measured_tables):
+    rows = {name: list(table) for name, table in published_tables().items()}
+    assert rows == {name: list(table) for name, table in measured_tables.items()}
+    assert sum(map(len, rows.values())) == 19
+
+
+def test_accuracy_page_is_not_stale(measured_tables):
+    """Up to a factor of 3 above one rounding: another BLAS sums in another order."""
+    roundings = (2.2e-16, 1.2e-7)
+    for name, table in published_tables().items():
+        for group, (*ours, theirs) in table.items():
+            *now, recorded = measured_tables[name][group]
+            assert theirs == recorded, (name, group)
+            for shown, found, rounding in zip(ours, now, roundings, strict=True):
+                a, b = (max(float(error), rounding) for error in (shown, found))
+                assert max(a, b) <= 3 * min(a, b), f"{name}, {group}: {shown}, now {found}"
+
+
+def test_accuracy_page_promises_roundings():
+    for table in published_tables().values():
+        for float64, float32, _ in table.values():
+            assert float(float64) <= 1e-14
+            assert float(float32) <= 1e-6

@@ -28,8 +28,9 @@ TOLERANCES = {
     # only the order of sums differs.
     ("law", "float64"): 1e-12,
     ("law", "float32"): 2e-5,
-    # Logits of the published 130m model, |logit| < 70: transformers' own bar is 1e-3 absolute.
-    ("published", "float32"): 2e-5,
+    # Logits of the published 130m model: transformers' own bar is 1e-3 absolute, and the largest
+    # of those that are published is 69.79: 1.4e-5 of it is 9.8e-4.
+    ("published", "float32"): 1.4e-5,
 }
 
 TORCH_FACTOR = 1.5

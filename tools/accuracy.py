@@ -29,6 +29,8 @@ GROUPS = {
     "convolution states": ("conv_states",),
     "states h": ("ssm_states",),
 }
+COLUMNS = (*test_fixtures.DTYPES, "PyTorch float32")
+NOT_RECORDED = "not recorded"
 
 
 def group_of(key: str) -> str | None:
@@ -58,18 +60,24 @@ def errors(name: str) -> dict[str, dict[str, list[float]]]:
     return table
 
 
+def cells(name: str) -> dict[str, list[str]]:
+    """Return {row: cells} of one model's table, each the largest error of its arrays."""
+    table = errors(name)
+    return {
+        group: [f"{max(table[group][c]):.1e}" if table[group][c] else NOT_RECORDED for c in COLUMNS]
+        for group in GROUPS
+        if group in table
+    }
+
+
 def main() -> None:
-    columns = (*test_fixtures.DTYPES, "PyTorch float32")
     print(f"mamba_np {mamba_np.__version__}, NumPy {np.__version__}, ", end="")
     print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}\n")
     for name in test_fixtures.MODELS:
-        table = errors(name)
-        print(f"| `{name}` | " + " | ".join(columns) + " |")
-        print("|---" * (len(columns) + 1) + "|")
-        for group in GROUPS:
-            cells = [f"{max(table[group][c]):.1e}" if table[group][c] else "" for c in columns]
-            if any(cells):
-                print(f"| {group} | " + " | ".join(cells) + " |")
+        print(f"| `{name}` | " + " | ".join(COLUMNS) + " |")
+        print("|---" * (len(COLUMNS) + 1) + "|")
+        for group, row in cells(name).items():
+            print(f"| {group} | " + " | ".join(row) + " |")
         print()
 
 

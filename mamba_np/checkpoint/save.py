@@ -93,7 +93,7 @@ def save_params(
     for name, array in arrays.items():
         if array.dtype not in STORED.values():
             raise InputError(f"{name}: expected one of {', '.join(STORED)}, found {array.dtype}")
-    shards = list(_split(arrays, _bytes(max_shard_size)))
+    shards = list(_split(arrays, parse_size(max_shard_size)))
     folder = make_folder(folder)
     files = _file_names(len(shards))
     with ExitStack() as commits:
@@ -121,7 +121,7 @@ def _forget_index(folder: Path, error: type[BaseException] | None, *_: object) -
         (folder / SAFETENSORS.index).unlink(missing_ok=True)
 
 
-def _bytes(size: int | str) -> int:
+def parse_size(size: int | str) -> int:
     """Return a size given in bytes or as text, in bytes."""
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?I?B|)\s*", str(size).upper())
     amount = int(float(match[1]) * UNITS[match[2]]) if match else 0

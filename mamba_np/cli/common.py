@@ -138,7 +138,7 @@ def stdin_is_piped() -> bool:
 
 @contextmanager
 def open_text(path: str) -> Iterator[BinaryIO]:
-    """Open a text for reading as bytes: a file, a pipe (as of the shell's ``<(...)``), "-" is stdin.
+    """Open a text as bytes: a file, a pipe (such as the shell's ``<(...)``), or stdin for "-".
 
     Raises InputError for a stdin that is closed, FileMissingError for what cannot be opened.
     """

@@ -11,7 +11,6 @@ import click
 
 from .common import DTYPES, chosen_model, format_bytes, hub_options
 
-
 HELP = """Write SOURCE as a Hugging Face checkpoint in safetensors into the folder DEST.
 
 SOURCE is a folder or hub id in Hugging Face's or mamba-ssm's layout, with safetensors or a
@@ -41,11 +40,11 @@ Examples:
 @hub_options
 def command(source: str, dest: str, dtype: str | None, **options: Any) -> None:
     """Run ``mamba-np convert``."""
-    from ..checkpoint.save import _bytes as shard_bytes
+    from ..checkpoint.save import parse_size
     from ..files import replacing
     from ..model import MambaForCausalLM
 
-    max_shard_size, force = shard_bytes(options.pop("max_shard_size")), options.pop("force")
+    max_shard_size, force = parse_size(options.pop("max_shard_size")), options.pop("force")
     hub = chosen_model(source, options).hub
     target = Path(dest)
     folder = _locate(source, hub)

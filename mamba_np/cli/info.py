@@ -8,12 +8,12 @@ import click
 
 from .common import (
     DTYPES,
+    chosen_model,
     dtype_name,
     format_bytes,
     hub_options,
     json_option,
     print_json,
-    chosen_model,
 )
 
 GROUPS = (  # in the order of the forward pass

@@ -23,7 +23,6 @@ from .common import (
     stdin_is_piped,
 )
 
-
 HELP = """Measure how well a model predicts a text: perplexity and bits per byte.
 
 FILE is a text in UTF-8 of any length; - is stdin, as is no FILE when something is piped into it.

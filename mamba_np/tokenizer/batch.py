@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import shown
 from ..errors import InputError
 
 Columns = dict[str, list[list[Any]]]
@@ -50,7 +51,9 @@ def choose(name: str, value: Any, choices: dict[Any, Any]) -> Any:
     for choice, meaning in choices.items():
         if value is choice or (isinstance(value, str) and value == choice):
             return meaning
-    raise InputError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}")
+    raise InputError(
+        f"{name}: expected one of {', '.join(map(repr, choices))}, found {shown(value)}"
+    )
 
 
 def check_length(max_length: Any) -> int | None:
@@ -59,7 +62,7 @@ def check_length(max_length: Any) -> int | None:
         return None
     is_integer = isinstance(max_length, int | np.integer) and not isinstance(max_length, bool)
     if not is_integer or max_length < 0:
-        raise InputError(f"max_length: expected an integer from 0, found {max_length!r}")
+        raise InputError(f"max_length: expected an integer from 0, found {shown(max_length)}")
     return int(max_length)
 
 
@@ -104,7 +107,7 @@ def check_ids(ids: Any) -> list[int]:
     if array.size == 0:
         return []
     if array.dtype.kind not in "iu":
-        raise InputError(f"ids: expected integers, found {array.dtype} ({ids!r:.60})")
+        raise InputError(f"ids: expected integers, found {array.dtype} ({shown(ids)})")
     flat = array.reshape(-1)
     if flat.min() < 0:
         place = int((flat < 0).argmax())

@@ -5,26 +5,30 @@ it ``special_tokens_map.json`` in older repositories, name the special tokens an
 """
 
 import contextlib
-import math
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import number, shown
 from ..errors import FileMissingError, TokenizerError
-from ..files import read_json_object, require_regular_file
+from ..files import own_file, read_json_object
 from ..hub import TOKENIZER_FILES
+from .stages import check_stages
 
 if TYPE_CHECKING:
     import tokenizers
 
-BACKEND_NAME, CONFIG_NAME, SPECIAL_NAME = TOKENIZER_FILES
+TOKENIZER_NAME, CONFIG_NAME, SPECIAL_NAME = TOKENIZER_FILES
 ROLES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 SIDES = ("left", "right")
-TOKENIZER_LIMIT = 16 * 2**20
-"""Largest tokenizer.json read, in bytes: five times that of any published Mamba."""
+TOKENIZER_LIMIT = 12 * 2**20
+"""Largest tokenizer.json read, in bytes: more than three times that of any published Mamba."""
+PROBLEM_LENGTH = 300
+"""Most characters shown of an error of the tokenizers package, which may cite the file."""
 UNLIMITED = int(1e30)
 """The ``model_max_length`` of a model without a limit; transformers writes this number."""
 
@@ -47,7 +51,7 @@ class TokenizerSettings:
         Raises TokenizerError naming the file and the field.
         """
         path = folder / CONFIG_NAME
-        raw = read_json_object(path, TokenizerError) if os.path.lexists(path) else {}
+        raw = _optional(folder, CONFIG_NAME) or {}
         return cls(
             special=_special_tokens(folder, raw),
             extra=[_content(path, name, t) for name in LISTS for t in _listed(path, name, raw)],
@@ -58,16 +62,23 @@ class TokenizerSettings:
         )
 
 
+def _optional(folder: Path, name: str) -> dict[str, Any] | None:
+    """Return what a JSON file of the folder holds, or None if it is not there."""
+    if not os.path.lexists(folder / name):
+        return None
+    return read_json_object(own_file(folder, name), TokenizerError)
+
+
 def _special_tokens(folder: Path, raw: dict[str, Any]) -> dict[str, str]:
     """Return the special tokens by role.
 
     As transformers has it, the older file wins over a configuration that does not list its added
     tokens. Over one that does, it only fills gaps.
     """
-    config, legacy = folder / CONFIG_NAME, folder / SPECIAL_NAME
-    sources = [(config, raw)]
-    if os.path.lexists(legacy):
-        sources.append((legacy, read_json_object(legacy, TokenizerError)))
+    sources = [(folder / CONFIG_NAME, raw)]
+    legacy = _optional(folder, SPECIAL_NAME)
+    if legacy is not None:
+        sources.append((folder / SPECIAL_NAME, legacy))
     if "added_tokens_decoder" in raw:
         sources.reverse()
     return {
@@ -83,38 +94,42 @@ def _content(path: Path, name: str, token: Any) -> str:
     if not isinstance(content, str) or not content:
         raise TokenizerError(
             f"{path}: {name}: expected a token's text, or an object with it as 'content', "
-            f"found {token!r}"
+            f"found {shown(token)}"
         )
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise TokenizerError(
+            f"{path}: {name}: expected Unicode text, found a lone surrogate in {shown(content)}"
+        ) from None
     return content
 
 
 def _listed(path: Path, name: str, raw: dict[str, Any]) -> list[Any]:
     tokens = raw.get(name) or []
     if not isinstance(tokens, list | dict):
-        raise TokenizerError(f"{path}: {name}: expected a list of tokens, found {tokens!r}")
+        raise TokenizerError(f"{path}: {name}: expected a list of tokens, found {shown(tokens)}")
     return list(tokens.values()) if isinstance(tokens, dict) else tokens
 
 
 def _max_length(path: Path, value: Any) -> int:
     if value is None:
         return UNLIMITED
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 1:
-        raise TokenizerError(f"{path}: model_max_length: expected a number from 1, found {value!r}")
-    return int(value)
+    number(f"{path}: model_max_length", value, low=1, error=TokenizerError)
+    return int(value)  # not of the float, which would round large integers
 
 
 def _side(path: Path, name: str, raw: dict[str, Any]) -> str:
     side = raw.get(name) or "right"
     if side not in SIDES:
-        raise TokenizerError(f"{path}: {name}: expected 'left' or 'right', found {side!r}")
+        raise TokenizerError(f"{path}: {name}: expected 'left' or 'right', found {shown(side)}")
     return side
 
 
 # --- tokenizer.json ------------------------------------------------------------------------------
 
 
-def read_backend(folder: Path) -> "tokenizers.Tokenizer":
+def read_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
     """Return the tokenizers package's object for a folder's ``tokenizer.json``.
 
     Raises FileMissingError if there is no such file, and TokenizerError naming the file if
@@ -122,19 +137,22 @@ def read_backend(folder: Path) -> "tokenizers.Tokenizer":
     """
     import tokenizers
 
-    path = folder / BACKEND_NAME
+    path = folder / TOKENIZER_NAME
     if not os.path.lexists(path):
         raise FileMissingError(
-            f"{folder}: expected a {BACKEND_NAME}, found none. The original state-spaces "
+            f"{folder}: expected a {TOKENIZER_NAME}, found none. The original state-spaces "
             "repositories come without one; they use the tokenizer of EleutherAI/gpt-neox-20b: "
             'AutoTokenizer.from_pretrained("EleutherAI/gpt-neox-20b")'
         )
-    require_regular_file(path)
-    _check_model(path, read_json_object(path, TokenizerError, TOKENIZER_LIMIT).get("model"))
+    content = read_json_object(own_file(folder, TOKENIZER_NAME), TokenizerError, TOKENIZER_LIMIT)
+    _check_model(path, content.get("model"))
+    check_stages(path, content)
     with refusing(f"{path}: expected a tokenizer that the tokenizers package can use"):
-        backend = tokenizers.Tokenizer.from_file(str(path))
-        backend.encode("a")  # a template that names a token it does not define fails only here
-    return backend
+        # What was checked is what is built; padding and truncation are done per call, not here.
+        text = json.dumps(content | {"padding": None, "truncation": None}, ensure_ascii=False)
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        tokenizer.encode("a")  # a template that names a token it does not define fails only here
+    return tokenizer
 
 
 @contextlib.contextmanager
@@ -149,7 +167,9 @@ def refusing(expectation: str) -> Iterator[None]:
     except BaseException as problem:
         if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
             raise
-        raise TokenizerError(f"{expectation}, found: {problem}") from None
+        text = str(problem)
+        text = text if len(text) <= PROBLEM_LENGTH else f"{text[:PROBLEM_LENGTH]}..."
+        raise TokenizerError(f"{expectation}, found: {text}") from None
 
 
 def _check_model(path: Path, model: Any) -> None:
@@ -168,8 +188,8 @@ def _check_model(path: Path, model: Any) -> None:
         joined = left + right[len(prefix) :]
         if joined not in vocab or len(right) < len(prefix):
             raise TokenizerError(
-                f"{path}: merges: expected {left!r} + {right!r} to give a token of the "
-                f"vocabulary, found that {joined!r} is none"
+                f"{path}: merges: expected {shown(left)} + {shown(right)} to give a token "
+                f"of the vocabulary, found that {shown(joined)} is none"
             )
 
 

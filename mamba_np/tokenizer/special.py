@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ..checks import shown
 from ..errors import InputError
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ class SpecialToken:
     def __set__(self, tokenizer: "Tokenizer", token: str | None) -> None:
         if token is None:
             tokenizer.special_tokens_map.pop(self.role, None)
-        elif not isinstance(token, str) or tokenizer.backend.token_to_id(token) is None:
-            raise InputError(f"{self.role}: expected a token of the vocabulary, found {token!r}")
+        elif not isinstance(token, str) or tokenizer.backend_tokenizer.token_to_id(token) is None:
+            raise InputError(
+                f"{self.role}: expected a token of the vocabulary, found {shown(token)}"
+            )
         else:
             tokenizer.special_tokens_map[self.role] = token
 
@@ -36,10 +39,12 @@ class SpecialTokenId:
         if tokenizer is None:
             return self
         token = tokenizer.special_tokens_map.get(self.role)
-        return None if token is None else tokenizer.backend.token_to_id(token)
+        return None if token is None else tokenizer.backend_tokenizer.token_to_id(token)
 
     def __set__(self, tokenizer: "Tokenizer", token_id: int | None) -> None:
         token = None if token_id is None else tokenizer.convert_ids_to_tokens(token_id)
         if token_id is not None and not isinstance(token, str):
-            raise InputError(f"{self.name}: expected an id of the vocabulary, found {token_id!r}")
+            raise InputError(
+                f"{self.name}: expected an id of the vocabulary, found {shown(token_id)}"
+            )
         setattr(tokenizer, self.role, token)

@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from ..checks import shown
 from ..errors import InputError, TokenizerError
 from ..files import make_folder, replacing, write_json
 from ..hub import TOKENIZER_FILES, locate, split_hub_options
 from . import batch
 from .batch import BatchEncoding, check_ids
-from .files import ROLES, SIDES, TokenizerSettings, read_backend, refusing
+from .files import (
+    ROLES,
+    SIDES,
+    TOKENIZER_LIMIT,
+    TokenizerSettings,
+    read_tokenizer,
+    refusing,
+)
 from .special import SpecialToken, SpecialTokenId
 from .stream import ByteStream, StreamDecoder, WindowStream
 
@@ -25,7 +33,7 @@ ID_LIMIT = 2**32  # the tokenizers package keeps ids in 32 bits
 class Tokenizer:
     """Turns text into token ids and back, as ``tokenizer.json`` says.
 
-    ``backend`` is a ``tokenizers.Tokenizer``, which this object takes over. Special tokens that
+    ``backend_tokenizer`` is a ``tokenizers.Tokenizer``, which this object takes over. Special tokens that
     its vocabulary lacks are added to it, as transformers does.
 
     Several threads may use one tokenizer. The tokenizers package encodes a list of texts with
@@ -40,20 +48,25 @@ class Tokenizer:
     unk_token, unk_token_id = SpecialToken(), SpecialTokenId()
     pad_token, pad_token_id = SpecialToken(), SpecialTokenId()
 
-    def __init__(self, backend: "tokenizers.Tokenizer", settings: TokenizerSettings | None = None):
+    def __init__(
+        self,
+        backend_tokenizer: "tokenizers.Tokenizer",
+        settings: TokenizerSettings | None = None,
+    ):
         settings = settings or TokenizerSettings()
-        self.backend = backend
+        self.backend_tokenizer = backend_tokenizer
         self.special_tokens_map = dict(settings.special)
         self.model_max_length = settings.model_max_length
         self.padding_side, self.truncation_side = settings.padding_side, settings.truncation_side
         self._extra, self._raw = settings.extra, settings.raw
-        backend.no_padding()  # both are done per call here: the backend's are shared by threads
-        backend.no_truncation()
-        added = {token.content for token in backend.get_added_tokens_decoder().values()}
-        backend.add_special_tokens([t for t in self.all_special_tokens if t not in added])
-        self._special_ids = {
-            i for i, token in backend.get_added_tokens_decoder().items() if token.special
-        }
+        backend_tokenizer.no_padding()  # both are done per call here: threads would share these
+        backend_tokenizer.no_truncation()
+        added = {t.content for t in backend_tokenizer.get_added_tokens_decoder().values()}
+        missing = [token for token in self.all_special_tokens if token not in added]
+        with refusing("special tokens: expected some that the tokenizers package can add"):
+            backend_tokenizer.add_special_tokens(missing)
+        decoder = backend_tokenizer.get_added_tokens_decoder()
+        self._special_ids = {i for i, token in decoder.items() if token.special}
 
     @classmethod
     def from_pretrained(
@@ -77,18 +90,23 @@ class Tokenizer:
                 f"from_pretrained() got an unexpected keyword argument {next(iter(unknown))!r}"
             )
         if padding_side is not None and padding_side not in SIDES:
-            raise InputError(f"padding_side: expected 'left' or 'right', found {padding_side!r}")
+            raise InputError(
+                f"padding_side: expected 'left' or 'right', found {shown(padding_side)}"
+            )
         folder = locate(name_or_path, TOKENIZER_FILES, hub_options)
         settings = TokenizerSettings.read(folder)
         settings.padding_side = padding_side or settings.padding_side
-        return cls(read_backend(folder), settings)
+        return cls(read_tokenizer(folder), settings)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write the files that ``from_pretrained`` and transformers read; return their paths."""
         folder = make_folder(folder)
         paths = [folder / name for name in TOKENIZER_FILES]
+        text = self.backend_tokenizer.to_str(pretty=True).encode()
+        if len(text) > TOKENIZER_LIMIT:  # indented it could not be read again
+            text = self.backend_tokenizer.to_str(pretty=False).encode()
         with replacing(paths[0]) as temporary:
-            temporary.write_text(self.backend.to_str(pretty=True), "utf-8")
+            temporary.write_bytes(text)
         kept = {name: value for name, value in self._raw.items() if name not in ROLES}
         chosen = {
             **self.special_tokens_map,
@@ -131,7 +149,7 @@ class Tokenizer:
         pad_to = batch.choose("padding", padding, batch.PADDING)
         if return_tensors not in (None, "np"):
             raise InputError(
-                f"return_tensors: expected 'np' (NumPy arrays) or None, found {return_tensors!r}"
+                f"return_tensors: expected 'np' (NumPy arrays) or None, found {shown(return_tensors)}"
             )
         encodings = self._encode(texts, add_special_tokens)
         columns = {"input_ids": [encoding.ids for encoding in encodings]}
@@ -152,8 +170,10 @@ class Tokenizer:
     def _encode(self, texts: list[str], add_special_tokens: bool) -> list[Any]:
         with refusing("text: expected one that this tokenizer can encode"):
             if len(texts) == 1:  # one text needs no threads
-                return [self.backend.encode(texts[0], add_special_tokens=add_special_tokens)]
-            return self.backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+                return [
+                    self.backend_tokenizer.encode(texts[0], add_special_tokens=add_special_tokens)
+                ]
+            return self.backend_tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
 
     def _limit(self, padding: str | None, truncation: Any, max_length: int | None) -> int | None:
         """Return how many tokens a text may have; None: any number."""
@@ -195,7 +215,7 @@ class Tokenizer:
     def _side(self, name: str) -> str:
         side = getattr(self, name)
         if side not in SIDES:
-            raise InputError(f"{name}: expected 'left' or 'right', found {side!r}")
+            raise InputError(f"{name}: expected 'left' or 'right', found {shown(side)}")
         return side
 
     def encode(self, text: str, **options: Any) -> Any:
@@ -234,7 +254,7 @@ class Tokenizer:
 
     def _decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         with refusing("ids: expected some that this tokenizer can decode"):
-            return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            return self.backend_tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
         """Return the text of each row of an array (B, L) or of a list of lists of ids.
@@ -248,7 +268,7 @@ class Tokenizer:
             or any(isinstance(r, int | np.integer) for r in rows)
         ):
             raise InputError(
-                f"sequences: expected a list of lists of ids, found {sequences!r:.60}; "
+                f"sequences: expected a list of lists of ids, found {shown(sequences)}; "
                 "decode takes the ids of one text"
             )
         return [self.decode(row, **options) for row in rows]
@@ -264,9 +284,13 @@ class Tokenizer:
 
         def token_of(token_id: int) -> str | None:
             skipped = skip_special_tokens and token_id in self._special_ids
-            return None if skipped or token_id >= ID_LIMIT else self.backend.id_to_token(token_id)
+            return (
+                None
+                if skipped or token_id >= ID_LIMIT
+                else self.backend_tokenizer.id_to_token(token_id)
+            )
 
-        if isinstance(self.backend.decoder, decoders.ByteLevel):
+        if isinstance(self.backend_tokenizer.decoder, decoders.ByteLevel):
             return ByteStream(token_of)
         return WindowStream(token_of, lambda ids: self._decode(ids, skip_special_tokens))
 
@@ -275,14 +299,14 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """The number of tokens without those added beside the vocabulary; see ``len``."""
-        return self.backend.get_vocab_size(with_added_tokens=False)
+        return self.backend_tokenizer.get_vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        return self.backend_tokenizer.get_vocab_size(with_added_tokens=True)
 
     def get_vocab(self) -> dict[str, int]:
         """Return the id of every token."""
-        return self.backend.get_vocab(with_added_tokens=True)
+        return self.backend_tokenizer.get_vocab(with_added_tokens=True)
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -303,7 +327,7 @@ class Tokenizer:
         """Return the id of a token, or the ids of several; unknown tokens give the unk token's."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
-        token_id = self.backend.token_to_id(batch.check_texts(tokens)[0])
+        token_id = self.backend_tokenizer.token_to_id(batch.check_texts(tokens)[0])
         return self.unk_token_id if token_id is None else token_id
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
@@ -314,7 +338,7 @@ class Tokenizer:
         return [self._token(i) for i in check_ids(ids) if i not in special]
 
     def _token(self, token_id: int) -> str | None:
-        return self.backend.id_to_token(token_id) if token_id < ID_LIMIT else None
+        return self.backend_tokenizer.id_to_token(token_id) if token_id < ID_LIMIT else None
 
     def __repr__(self) -> str:
         special = "".join(f", {name}={token!r}" for name, token in self.special_tokens_map.items())
