@@ -648,6 +648,7 @@ def pickle_program(folder, program):
     dictionaries=b"\x80\2" + b"}" * 10**6 + b"\x85.",
     large_number=b"\x80\2\x8b" + struct.pack("<i", 10**6) + b"\1" * 10**6 + b".",
     above_the_limit=b"\x80\2" + b"N" * 2**21 + b".",
+    strange_escape=b"\x80\2S'\\A'\n.",
 )
 def pickle_bytes(folder, data):
     pickled(folder, data)

@@ -8,6 +8,7 @@ compared with a list. Its result says where each tensor's numbers lie.
 
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
@@ -57,7 +58,10 @@ def read_pickle(data: bytes, where: str) -> dict[str, View]:
     """
     machine = _Machine(where)
     try:
-        result = machine.run(data)
+        with warnings.catch_warnings():
+            # pickletools decodes arguments of instructions that are then refused, and warns.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            result = machine.run(data)
     except CheckpointError:
         raise
     except (ValueError, IndexError, KeyError) as error:  # cut short, an empty stack, no such slot
