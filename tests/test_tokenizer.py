@@ -1,5 +1,6 @@
 """Text to ids and back: against transformers, the recorded samples, laws, and broken files."""
 
+import base64
 import json
 import os
 import pickle
@@ -19,9 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mamba_np
-from mamba_np import AutoTokenizer, Tokenizer
-from mamba_np.errors import FileMissingError, InputError, MambaError, TokenizerError
+from mamba_np import AutoTokenizer, Tokenizer, hub
+from mamba_np.errors import (
+    FileMissingError,
+    InputError,
+    MambaError,
+    TokenizerError,
+    UnsafeFileError,
+)
 from mamba_np.tokenizer import BatchEncoding, TokenizerSettings
+from mamba_np.tokenizer.stages import check_stages
 from mamba_np.tokenizer.stream import BYTE_ALPHABET, ByteStream, WindowStream
 
 BASE = Path(__file__).parent / "fixtures" / "models" / "base_silu"
@@ -846,6 +854,7 @@ def test_a_huge_file_is_not_read(tmp_path):
             {"model_max_length": float("nan")},
             "model_max_length: expected a finite number of at least 1",
         ),
+        ({"model_max_length": 10**400}, "number of at least 1, found an integer of 1329 bits"),
         ({"model_max_length": True}, "model_max_length: expected a finite number of at least 1"),
         ({"additional_special_tokens": "<x>"}, "additional_special_tokens: expected a list"),
         ({"extra_special_tokens": [3]}, "extra_special_tokens: expected a token's text"),
@@ -908,6 +917,233 @@ def test_interrupts_pass(monkeypatch, base):
             raise problem
     with pytest.raises(TokenizerError, match="a tokenizer, found: no"), refusing("a tokenizer"):
         raise Exception("no")
+
+
+# --- files that ask for too much -----------------------------------------------------------------
+
+
+def replace(pattern, text):
+    return {"type": "Replace", "pattern": pattern, "content": text}
+
+
+def charsmap(size, rest=b""):
+    return base64.b64encode(size.to_bytes(4, "little") + rest).decode()
+
+
+def sequence(key, stages):
+    return {"type": "Sequence", key: stages}
+
+
+def padded(**strategy):
+    return {
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": EOT,
+    } | strategy
+
+
+def many_tokens(count, ids):
+    """A template with ``count`` special tokens of ``ids`` ids each, all put before the text."""
+    names = [f"<{number}>" for number in range(count)]
+    whole = template()
+    whole["special_tokens"] = {
+        name: {"id": name, "ids": [0] * ids, "tokens": ["a"] * ids} for name in names
+    }
+    whole["single"] += [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    return whole
+
+
+A_TO_AA = replace({"String": "a"}, "aa")
+TWICE = {**template(), "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2}
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+HUNGRY = {
+    "24 doublings": ("normalizer", sequence("normalizers", [A_TO_AA] * 24)),
+    "40 doublings": ("normalizer", sequence("normalizers", [A_TO_AA] * 40)),
+    "nested doublings": (
+        "normalizer",
+        sequence("normalizers", [sequence("normalizers", [A_TO_AA] * 5)] * 5),
+    ),
+    "nesting": ("normalizer", json.loads('{"type":"Sequence","normalizers":[' * 200 + "]}" * 200)),
+    "a long replacement": ("normalizer", replace({"String": "a"}, "b" * 10**6)),
+    "a replacement of nothing": ("normalizer", replace({"String": ""}, "b" * 10**4)),
+    "a replacement of a pattern": ("normalizer", replace({"Regex": "a*?"}, "b" * 10**4)),
+    "an unknown name": ("normalizer", A_TO_AA | {"type": "Foo", "content": "b" * 10**4}),
+    "no type": ("normalizer", {"pattern": {"String": "a"}, "content": "b" * 10**6}),
+    "a prefix": ("normalizer", {"type": "Prepend", "prepend": "b" * 2**20}),
+    "bytes of bytes": ("pre_tokenizer", sequence("pretokenizers", [BYTES] * 30)),
+    "doublings of what is decoded": ("decoder", sequence("decoders", [A_TO_AA] * 30)),
+    "a map with a false size": (
+        "normalizer",
+        {"type": "Precompiled", "precompiled_charsmap": "/////w=="},
+    ),
+    "a map one byte short": (
+        "normalizer",
+        {"type": "Precompiled", "precompiled_charsmap": charsmap(8, bytes(7))},
+    ),
+    "a map that is no base64": (
+        "normalizer",
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA\u00e9"},
+    ),
+    "a map to a long text": (
+        "normalizer",
+        {"type": "Precompiled", "precompiled_charsmap": charsmap(0, b"a" * 10**5)},
+    ),
+    "a template of many ids": ("post_processor", many_tokens(1, 10_000)),
+    "a template of many tokens": ("post_processor", many_tokens(2000, 1)),
+    "a long token": ("post_processor", {**template(), "special_tokens": {"a" * 10**5: {}}}),
+    "repeated texts": ("post_processor", sequence("processors", [TWICE] * 30)),
+    "a stage that is no object": ("pre_tokenizer", sequence("pretokenizers", [["ByteLevel"]])),
+}
+
+
+@pytest.mark.parametrize("case", HUNGRY)
+def test_stages_that_ask_for_too_much_are_refused(tmp_path, monkeypatch, case):
+    """The package would run out of memory, which no one can catch; it never sees such a file."""
+    monkeypatch.setattr(tokenizers, "Tokenizer", None)
+    field, value = HUNGRY[case]
+    folder = folder_with(tmp_path / "t", damaged(**{field: value}))
+    with pytest.raises(TokenizerError) as caught:
+        AutoTokenizer.from_pretrained(folder)
+    assert str(caught.value).startswith(f"{folder / 'tokenizer.json'}: {field}")
+    assert "expected" in str(caught.value)
+    assert "tokenizers package" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "padding", [padded(strategy={"Fixed": 10**9}), padded(pad_to_multiple_of=10**9)], ids=str
+)
+def test_padding_in_the_file_is_never_done(tmp_path, padding):
+    """In a process of its own: done, it would end the process."""
+    truncation = {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    whole = damaged(padding=padding, truncation=truncation)
+    code = (
+        "import sys, mamba_np;"
+        "print(mamba_np.AutoTokenizer.from_pretrained(sys.argv[1])('ab').input_ids)"
+    )
+    folder = folder_with(tmp_path / "t", whole)
+    result = subprocess.run(
+        [sys.executable, "-c", code, folder], check=True, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "[65, 66]"
+
+
+USUAL = {
+    "llama": [
+        sequence(
+            "normalizers", [{"type": "Prepend", "prepend": "_"}, replace({"String": " "}, "▁")]
+        ),
+        None,
+    ],
+    "albert": [
+        sequence(
+            "normalizers",
+            [
+                replace({"String": "``"}, '"'),
+                {"type": "NFKD"},
+                {"type": "StripAccents"},
+                {"type": "Lowercase"},
+                replace({"Regex": " {2,}"}, " "),
+            ],
+        ),
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    ],
+    "gpt": [{"type": "NFC"}, BYTES],
+}
+
+
+@pytest.mark.parametrize("case", USUAL)
+def test_usual_stages_are_no_different_from_the_package(tmp_path, case):
+    normalizer, pre_tokenizer = USUAL[case]
+    whole = damaged(normalizer=normalizer, pre_tokenizer=pre_tokenizer, post_processor=template())
+    folder = folder_with(tmp_path / "t", whole)
+    theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = AutoTokenizer.from_pretrained(folder)
+    for text in ("a state  space", "ÁB", "", "ﷺ"):
+        assert ours.encode(text) == theirs.encode(text).ids
+
+
+def test_growth_of_albert_with_its_map_is_allowed():
+    """Its map is not here; one whose longest text is as long (U+FDFA in NFKC) stands for it."""
+    longest = unicodedata.normalize("NFKC", "\ufdfa").encode()
+    assert len(longest) == 33
+    normalizer, pre_tokenizer = json.loads(json.dumps(USUAL["albert"]))
+    precompiled = {"type": "Precompiled", "precompiled_charsmap": charsmap(0, longest + b"\0")}
+    normalizer["normalizers"].append(precompiled)
+    check_stages(
+        Path("x"),
+        {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": template()},
+    )
+    normalizer["normalizers"].append(precompiled)
+    with pytest.raises(TokenizerError, match=r"normalizer.normalizers\[6\]: expected stages"):
+        check_stages(Path("x"), {"normalizer": normalizer})
+
+
+LONG = "x" * 2**19
+
+
+@pytest.mark.parametrize(
+    ("value", "config"),
+    [
+        (model(merges=[[LONG, "a"]]), None),
+        (model(type=LONG), None),
+        (model(unk_token=[LONG]), None),
+        (damaged(normalizer=[LONG]), None),
+        (damaged(normalizer={"type": "Sequence", "normalizers": LONG}), None),
+        (damaged(decoder={"type": LONG}), None),
+        (damaged(normalizer={"type": "Precompiled", "precompiled_charsmap": LONG + "é"}), None),
+        (None, {"pad_token": [LONG]}),
+        (None, {"pad_token": LONG + "\ud800"}),
+        (None, {"padding_side": LONG}),
+        (None, {"truncation_side": [[LONG]]}),
+        (None, {"model_max_length": LONG}),
+        (None, {"extra_special_tokens": LONG}),
+    ],
+    ids=range(13),
+)
+def test_messages_are_short(tmp_path, value, config):
+    folder = folder_with(tmp_path / "t", value, config)
+    with pytest.raises(TokenizerError) as caught:
+        AutoTokenizer.from_pretrained(folder)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("token", ["\ud800", {"content": "a\udfff"}], ids=["text", "object"])
+def test_special_tokens_that_are_no_text(tmp_path, name, token):
+    folder = folder_with(tmp_path / "t")
+    (folder / name).write_text(json.dumps({"bos_token": token}))
+    with pytest.raises(TokenizerError, match=f"{name}: bos_token: .* found a lone surrogate"):
+        AutoTokenizer.from_pretrained(folder)
+    with pytest.raises(TokenizerError, match="special tokens: expected"):
+        Tokenizer(word_backend(), TokenizerSettings(special={"bos_token": "\ud800"}))
+
+
+@pytest.mark.parametrize("name", hub.TOKENIZER_FILES)
+def test_links_out_of_the_folder_are_refused(tmp_path, name):
+    folder = folder_with(tmp_path / "t", None, {}, {})
+    outside = (folder / name).rename(tmp_path / "outside.json")
+    (folder / name).symlink_to(outside)
+    with pytest.raises(UnsafeFileError, match=f"{name}: expected a file in the model's folder"):
+        AutoTokenizer.from_pretrained(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(outside.rename(folder / "inside.json").name)
+    assert AutoTokenizer.from_pretrained(folder).encode("a") == [65]
+
+
+def test_a_saved_file_is_never_too_long_to_be_read(tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    compact = len(tokenizer.backend_tokenizer.to_str(pretty=False).encode())
+    indented = tokenizer.save_pretrained(tmp_path)[0].read_bytes()
+    assert compact < len(indented)
+    monkeypatch.setattr("mamba_np.tokenizer.files.TOKENIZER_LIMIT", len(indented))
+    assert tokenizer.save_pretrained(tmp_path)[0].read_bytes() == indented
+    monkeypatch.setattr("mamba_np.tokenizer.files.TOKENIZER_LIMIT", compact)
+    assert tokenizer.save_pretrained(tmp_path)[0].stat().st_size == compact
+    assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
 
 
 def test_subfolder(tmp_path):

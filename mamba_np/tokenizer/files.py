@@ -149,10 +149,18 @@ def read_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
     check_stages(path, content)
     with refusing(f"{path}: expected a tokenizer that the tokenizers package can use"):
         # What was checked is what is built; padding and truncation are done per call, not here.
-        text = json.dumps(content | {"padding": None, "truncation": None}, ensure_ascii=False)
+        content |= {"padding": None, "truncation": None}
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        del content  # parsed, it can take 25 times as much memory as the text
         tokenizer = tokenizers.Tokenizer.from_str(text)
         tokenizer.encode("a")  # a template that names a token it does not define fails only here
     return tokenizer
+
+
+def tokenizer_json(tokenizer: "tokenizers.Tokenizer") -> bytes:
+    """Return the text of a tokenizer.json: indented, unless that would be too long to be read."""
+    text = tokenizer.to_str(pretty=True).encode()
+    return text if len(text) <= TOKENIZER_LIMIT else tokenizer.to_str(pretty=False).encode()
 
 
 @contextlib.contextmanager

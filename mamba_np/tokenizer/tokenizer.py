@@ -13,14 +13,7 @@ from ..files import make_folder, replacing, write_json
 from ..hub import TOKENIZER_FILES, locate, split_hub_options
 from . import batch
 from .batch import BatchEncoding, check_ids
-from .files import (
-    ROLES,
-    SIDES,
-    TOKENIZER_LIMIT,
-    TokenizerSettings,
-    read_tokenizer,
-    refusing,
-)
+from .files import ROLES, SIDES, TokenizerSettings, read_tokenizer, refusing, tokenizer_json
 from .special import SpecialToken, SpecialTokenId
 from .stream import ByteStream, StreamDecoder, WindowStream
 
@@ -33,8 +26,8 @@ ID_LIMIT = 2**32  # the tokenizers package keeps ids in 32 bits
 class Tokenizer:
     """Turns text into token ids and back, as ``tokenizer.json`` says.
 
-    ``backend_tokenizer`` is a ``tokenizers.Tokenizer``, which this object takes over. Special tokens that
-    its vocabulary lacks are added to it, as transformers does.
+    ``backend_tokenizer`` is a ``tokenizers.Tokenizer``, which this object takes over. Special
+    tokens that its vocabulary lacks are added to it, as transformers does.
 
     Several threads may use one tokenizer. The tokenizers package encodes a list of texts with
     threads of its own; a process that forks after that is warned by the package, and encodes with
@@ -102,11 +95,8 @@ class Tokenizer:
         """Write the files that ``from_pretrained`` and transformers read; return their paths."""
         folder = make_folder(folder)
         paths = [folder / name for name in TOKENIZER_FILES]
-        text = self.backend_tokenizer.to_str(pretty=True).encode()
-        if len(text) > TOKENIZER_LIMIT:  # indented it could not be read again
-            text = self.backend_tokenizer.to_str(pretty=False).encode()
         with replacing(paths[0]) as temporary:
-            temporary.write_bytes(text)
+            temporary.write_bytes(tokenizer_json(self.backend_tokenizer))
         kept = {name: value for name, value in self._raw.items() if name not in ROLES}
         chosen = {
             **self.special_tokens_map,
@@ -149,7 +139,8 @@ class Tokenizer:
         pad_to = batch.choose("padding", padding, batch.PADDING)
         if return_tensors not in (None, "np"):
             raise InputError(
-                f"return_tensors: expected 'np' (NumPy arrays) or None, found {shown(return_tensors)}"
+                "return_tensors: expected 'np' (NumPy arrays) or None, "
+                f"found {shown(return_tensors)}"
             )
         encodings = self._encode(texts, add_special_tokens)
         columns = {"input_ids": [encoding.ids for encoding in encodings]}
