@@ -34,6 +34,8 @@ _MODULE_OF = {
     "score": "scoring",
     "score_text": "scoring",
     "bundled_model_path": "bundled",
+    "set_num_threads": "threads",
+    "get_num_threads": "threads",
     "MambaError": "errors",
 }
 _SUBMODULES = ("backend", "bundled", "equations", "errors", "ops", "reference", "scoring")
@@ -53,6 +55,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers
     from .outputs import MambaCausalLMOutput, MambaOutput
     from .scoring import Score, score, score_text
     from .streamers import TextIteratorStreamer, TextStreamer
+    from .threads import get_num_threads, set_num_threads
     from .tokenizer import AutoTokenizer, BatchEncoding, Tokenizer
 
 

@@ -52,7 +52,9 @@ class MambaCache:
     @classmethod
     def _of(cls, conv: NDArray, ssm: NDArray, fingerprint: str | None) -> "MambaCache":
         cache = cls.__new__(cls)
-        cache._conv, cache._ssm, cache.fingerprint = conv, ssm, fingerprint
+        # Engines count on memory in this order, which indexing with a list does not keep.
+        cache._conv, cache._ssm = np.ascontiguousarray(conv), np.ascontiguousarray(ssm)
+        cache.fingerprint = fingerprint
         return cache
 
     @property
@@ -166,6 +168,11 @@ class MambaCache:
         return cls._of(conv, ssm, metadata.get("fingerprint") or None)
 
     # --- for the model -------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> tuple[NDArray, NDArray]:
+        """The windows (blocks, B, K, E) and states (blocks, B, N, E), which an engine advances."""
+        return self._conv, self._ssm
 
     def read(self) -> list[State]:
         """Return the state of each block, as views."""

@@ -20,6 +20,7 @@ LARGEST_A_LOG = np.float32(80)  # e**80 = 5.5e34: times any step size, still a f
 
 # Constants with more digits than float32 holds are Python floats: NumPy rounds them to the
 # dtype of the array they meet.
+LOG2_E = 1 / math.log(2)
 SQRT_HALF = math.sqrt(0.5)
 GELU_TANH_SCALE = math.sqrt(2 / math.pi)
 GELU_TANH_CUBIC = 0.044715
@@ -35,13 +36,18 @@ def exp(x):
     return np.exp(x)
 
 
+def exp2(x):
+    """Return 2**x."""
+    return np.exp2(x)
+
+
 def expm1(x):
     """Return e**x - 1, exact for small x."""
     return np.expm1(x)
 
 
 def log1p(x):
-    """Return log(1 + x), exact for small x."""
+    """Return log(1 + x) for x >= 0, exact for small x; a compiler has to know it up to x = 1."""
     return np.log1p(x)
 
 
@@ -84,8 +90,11 @@ def silu(x):
 
 
 def softplus(x):
-    """Return log(1 + e**x), and x itself above 20 as torch and mamba-ssm do."""
-    return where(x > SOFTPLUS_THRESHOLD, x, log1p(exp(np.minimum(x, SOFTPLUS_THRESHOLD))))
+    """Return log(1 + e**x), and x itself above 20 as torch and mamba-ssm do.
+
+    Written as max(x, 0) + log(1 + e**-abs(x)), which is the same and cannot overflow.
+    """
+    return where(x > SOFTPLUS_THRESHOLD, x, np.maximum(x, ZERO) + log1p(exp(-abs(x))))
 
 
 def inverse_softplus(x):
@@ -207,6 +216,16 @@ def discretise(delta, A, B):
     return exp(delta * A), delta * B
 
 
+def per_octave(A):
+    """Return A log2(e), for ``decay``: a kernel scales A once and each of its powers is cheaper."""
+    return A * LOG2_E
+
+
+def decay(delta, A_per_octave):
+    """Return A_bar = exp(delta * A) as a power of two, from A_per_octave = per_octave(A)."""
+    return exp2(delta * A_per_octave)
+
+
 def discretise_zoh(delta, A, B):
     """Return (A_bar, B_bar) of the exact zero-order hold, equation (4) of the paper; A is not 0."""
     return exp(delta * A), expm1(delta * A) / A * B
@@ -230,6 +249,11 @@ DISCRETISATIONS = {
     "bilinear": discretise_bilinear,
 }
 """Rules that turn the continuous (A, B) into one step; models are trained with "mamba"."""
+
+
+def root_mean_square(mean_square, eps):
+    """Return what RMSNorm divides by (Zhang and Sennrich 2019, equation 4)."""
+    return sqrt(mean_square + eps)
 
 
 def state_update(h, A_bar, drive):

@@ -23,10 +23,7 @@ from .inputs import Batch, check_batch, check_embeddings, check_labels, check_lo
 from .outputs import MambaCausalLMOutput, MambaOutput
 from .params import Layer, compute_dtype
 from .pretrained import PretrainedModel, require_config
-from .reference import IGNORED_LABEL, State
-
-PREFILL_CHUNK = 512
-"""Tokens that go through all blocks together: bounds memory, changes results by rounding only."""
+from .reference import IGNORED_LABEL
 
 
 class _OneLayer:
@@ -51,7 +48,8 @@ class _OneLayer:
         self.layer_idx = integer("layer_idx", layer_idx, low=0, high=last, error=InputError)
         self.config = config
         self.layer = init_layer(config, rng) if layer is None else layer
-        self.backend = backends.resolve(backend)
+        dtype = compute_dtype(self.layer.in_proj.dtype)
+        self.backend = backends.resolve(backend, config, dtype)
 
     def __call__(
         self,
@@ -164,7 +162,7 @@ class MambaModel(PretrainedModel):
         self, batch: Batch, cache: MambaCache | None, use_cache: bool | None, keep_all: bool
     ) -> tuple[list[NDArray], MambaCache | None]:
         """Return the packed hidden states, all of them or the last, and the cache if wanted."""
-        rows = batch.shape[0]
+        rows, given = batch.shape[0], cache is not None
         cache = self.new_cache(rows) if cache is None else cache
         check_cache(cache, self.config, rows, self.compute_dtype, self.fingerprint)
         if batch.ids is None:
@@ -172,30 +170,15 @@ class MambaModel(PretrainedModel):
         else:
             ids = batch.pack(batch.ids)
             x = self._engine.embed(ids, self.params.embeddings, self.compute_dtype)
-        hidden, states = self._run(x, cache.read(), batch.lengths, keep_all)
-        if not _or_default(use_cache, self.config.use_cache):
+        keep_cache = _or_default(use_cache, self.config.use_cache)
+        if given and not keep_cache:
+            cache = cache.copy()  # the caller's stays as it is
+        arguments = (x, self.params, self.config, cache.memory, batch.lengths, keep_all)
+        hidden = self._engine.run(*arguments)
+        if not keep_cache:
             return hidden, None
-        cache.write(states)
         cache.fingerprint = self.fingerprint
         return hidden, cache
-
-    def _run(
-        self, x: NDArray, states: list[State], lengths: NDArray | None, keep_all: bool
-    ) -> tuple[list[NDArray], list[State]]:
-        """Run x (B, L, D) through all blocks, a chunk of tokens at a time."""
-        hidden = [np.empty_like(x) for _ in range(len(states) + 1 if keep_all else 1)]
-        length = max(1, PREFILL_CHUNK // len(x))
-        for start in range(0, x.shape[1], length):
-            now = slice(start, start + length)
-            piece = x[:, now]
-            ends = None if lengths is None else np.clip(lengths - start, 0, piece.shape[1])
-            for i, layer in enumerate(self.params.layers):
-                piece, states[i] = self._engine.block(piece, layer, self.config, states[i], ends)
-                if keep_all:
-                    hidden[i][:, now] = piece
-            eps = self.config.layer_norm_epsilon
-            hidden[-1][:, now] = self._engine.rms_norm(piece, self.params.norm_f, eps)
-        return hidden, states
 
 
 class MambaForCausalLM(PretrainedModel, GenerationMixin):

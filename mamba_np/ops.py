@@ -51,7 +51,7 @@ def selective_scan(
     h = np.zeros((batch, E, N), dtype)
     if initial_state is not None:
         h = _array("initial_state", initial_state, dtype, (batch, E, N))
-    engine = backends.get(backend)
+    engine = backends.get(backends.resolve(backend, dtype=dtype))
     weights_in, weights_out = (_selected(*m, dtype, (batch, E, N, L)) for m in (("B", B), ("C", C)))
     y, h = engine.selective_scan(x, step, A, weights_in, weights_out, h)
     gate = None if z is None else _time_major("z", z, dtype, (batch, E, L))
@@ -96,7 +96,7 @@ def selective_state_update(
     )
     h = state.astype(dtype, copy=False).reshape(batch, E, N)
     sequence = (flat["x"][:, None], step[:, None], flat["A"], weights_in, weights_out)
-    y, h = backends.get(None).selective_scan(*sequence, h)
+    y, h = backends.get(backends.resolve(None, dtype=dtype)).selective_scan(*sequence, h)
     state[...] = h.reshape(state.shape)
     y = _finish(y[:, 0], flat["x"], flat["D"], flat["z"])
     x = as_array("x", x)
@@ -177,7 +177,8 @@ def _convolve(x, weight, bias, window, activation, dtype):
         raise InputError(f"activation: expected None, 'silu' or 'swish', found {activation!r}")
     weight = _array("weight", weight, dtype, (E, K))
     bias = _vector("bias", bias, E, dtype)
-    y, window = backends.get(None).causal_conv(x_time_major, weight, bias, window)
+    engine = backends.get(backends.resolve(None, dtype=dtype))
+    y, window = engine.causal_conv(x_time_major, weight, bias, window)
     y = y if activation is None else eq.silu(y)
     return y.swapaxes(1, 2).astype(x.dtype, copy=False), window
 

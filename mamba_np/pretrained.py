@@ -61,11 +61,12 @@ class PretrainedModel:
         require_config(config)
         config.validate()
         self.config = config
-        self.backend = backends.resolve(backend)
+        backends.resolve(backend)  # the name, before any work
         if params is None:
             params = init_params(config, rng, scheme=init_scheme, dtype=dtype, head=self.has_head)
         check_params(params, config)
         self.params = params
+        self.backend = backends.resolve(backend, config, self.compute_dtype)
         self._loaded: tuple[Params, Source] | None = None
         self._fingerprint: str | None = None
 
@@ -99,14 +100,14 @@ class PretrainedModel:
         if unknown:
             raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(unknown)}")
         wanted = None if dtype == "auto" else as_dtype(dtype)
-        backend = backends.resolve(backend)
+        backends.resolve(backend)  # the name, before any file is read
         folder = locate_model(name_or_path, hub_options)
         storage = stored_dtype(folder) if wanted is None else wanted
         if config is None:
             config = MambaConfig.from_file(own_file(folder, CONFIG_NAME))
         params = read_params(folder, config, storage, head=cls.has_head)
         model = cls(config, params=params, backend=backend)
-        source = Source(_absolute(name_or_path), storage.name, backend, hub_options)
+        source = Source(_absolute(name_or_path), storage.name, model.backend, hub_options)
         model._loaded = (params, source)
         model._after_loading(folder)
         return model
@@ -240,7 +241,9 @@ class PretrainedModel:
 
     @property
     def _engine(self) -> ModuleType:
-        return backends.get(self.backend)
+        # Parameters may have been replaced by others since the model was made.
+        name = backends.resolve(self.backend, self.config, self.compute_dtype)
+        return backends.get(name)
 
     def __reduce__(self) -> Any:
         # A model that is still what its files say travels as their name: see docs/decisions.

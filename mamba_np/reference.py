@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from . import equations as eq
 from .config import MambaConfig
-from .params import Layer
+from .params import Layer, Params
 
 SCAN_BLOCK = 2**16
 """Elements of each (B, L, E, N) array that exist at once: few enough for a cache."""
@@ -28,6 +28,9 @@ SCAN_BLOCK = 2**16
 
 WIDEN_BLOCK = 2**22
 """How many 16-bit weights are widened at once: 16 MB of float32."""
+
+CHUNK = 512
+"""Tokens that go through all blocks together: bounds memory, changes results by rounding only."""
 
 LOSS_BLOCK = 64
 """Positions whose probabilities are computed at once."""
@@ -57,7 +60,7 @@ def rms_norm(x, weight, eps):  # (B L D), (D) -> (B L D)
     Source: Zhang and Sennrich 2019, equation 4.
     """
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
-    return x / eq.sqrt(mean_square + eps) * weight
+    return x / eq.root_mean_square(mean_square, eps) * weight
 
 
 def linear(x, weight, bias=None):  # (B L I), (O I), (O) -> (B L O)
@@ -187,6 +190,32 @@ def block(x, layer: Layer, config: MambaConfig, state: State, lengths=None):
     u = rms_norm(x, layer.norm, config.layer_norm_epsilon)
     y, state = mixer(u, layer, config, state, lengths)
     return x + y, state
+
+
+def run(x, params: Params, config: MambaConfig, memory, lengths=None, keep_all: bool = False):
+    """Run x through all blocks and the last norm, a chunk of tokens at a time.
+
+    ``memory`` holds the windows (blocks, B, K, E) and the states (blocks, B, N, E): both are
+    advanced in place, once all has gone well. Returns the normed output (B, L, D) alone in a list,
+    or after the outputs of all blocks with ``keep_all``.
+    (B L D) -> list of (B L D)
+    """
+    conv, ssm = memory
+    states = [State(*pair) for pair in zip(conv.swapaxes(2, 3), ssm.swapaxes(2, 3), strict=True)]
+    hidden = [np.empty_like(x) for _ in range(len(states) + 1 if keep_all else 1)]
+    length = max(1, CHUNK // len(x))
+    for start in range(0, x.shape[1], length):
+        now = slice(start, start + length)
+        piece = x[:, now]
+        ends = None if lengths is None else np.clip(lengths - start, 0, piece.shape[1])
+        for i, layer in enumerate(params.layers):
+            piece, states[i] = block(piece, layer, config, states[i], ends)
+            if keep_all:
+                hidden[i][:, now] = piece
+        hidden[-1][:, now] = rms_norm(piece, params.norm_f, config.layer_norm_epsilon)
+    for i, (window, h) in enumerate(states):
+        conv[i], ssm[i] = window.swapaxes(1, 2), h.swapaxes(1, 2)
+    return hidden
 
 
 def head(x, lm_head):  # (B L D), (V D) -> (B L V)

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 
 from mamba_np import AutoTokenizer, MambaForCausalLM
 from mamba_np.bundled import bundled_model_path
+from mamba_np.warmup import warmup
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MODELS = ("base_silu", "sharded_bf16", "original_bin")
@@ -48,6 +49,13 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "hub" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_kernels():
+    """Compile what most tests need before the first of them, whose time limit it would eat."""
+    for _ in warmup(["float32"]):
+        pass
 
 
 @pytest.fixture(scope="session")

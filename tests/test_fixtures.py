@@ -26,15 +26,23 @@ DTYPES = ("float64", "float32")
 SCANS = {
     "associative": {"use_mambapy": True, "use_associative_scan": True},
     "recurrence": {"use_mambapy": False, "use_associative_scan": False},
+    "auto": {},  # the fastest engine there is: compiled kernels for float32
 }
 PREFILL = 9
 
 
 @cache
-def load(name, dtype, scan="associative"):
+def load(name, dtype, scan="auto"):
     folder = FIXTURES / "models" / name
     config = MambaConfig.from_pretrained(folder, **SCANS[scan])
-    return MambaForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
+    backend = "auto" if scan == "auto" else "numpy"
+    return MambaForCausalLM.from_pretrained(folder, config=config, dtype=dtype, backend=backend)
+
+
+def test_the_engines_are_the_ones_meant():
+    assert load(MODELS[0], "float32").backend == "cpu"
+    assert load(MODELS[0], "float64").backend == "numpy"
+    assert load(MODELS[0], "float32", "recurrence").backend == "numpy"
 
 
 @cache

@@ -4,6 +4,7 @@ Models are small and odd, with random parameters everywhere (biases, norms and D
 oracle is the judge wherever a law alone could hold for the wrong numbers.
 """
 
+import contextlib
 import copy
 import itertools
 import pickle
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 from tolerances import assert_close_to_scale, tolerance
 
 from mamba_np import MambaCache, MambaConfig, MambaForCausalLM, MambaModel, reference
-from mamba_np import model as model_module
 from mamba_np.errors import CacheError, InputError
+from mamba_np.kernels import cpu
 from mamba_np.params import convert, map_arrays
 
 DTYPES = ("float64", "float32")
@@ -113,9 +114,14 @@ def masks(draw, shape):
 small_blocks = st.integers(1, 6)
 
 
+@contextlib.contextmanager
 def blocks_of(tokens):
-    """Make the model take its input in pieces of so many tokens."""
-    return mock.patch.object(model_module, "PREFILL_CHUNK", tokens)
+    """Make the engines take their input in pieces of so many tokens."""
+    patches = (mock.patch.object(engine, "CHUNK", tokens) for engine in (reference, cpu))
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        yield
 
 
 # --- the oracle --------------------------------------------------------------------------------

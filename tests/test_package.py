@@ -56,9 +56,10 @@ def test_use_without_the_hub_or_text_loads_what_it_needs_alone():
     statement = (
         "from mamba_np import MambaConfig, MambaForCausalLM\n"
         "config = MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1)\n"
-        "MambaForCausalLM(config).generate([[1, 2]], max_new_tokens=2)"
+        "MambaForCausalLM(config, backend={}).generate([[1, 2]], max_new_tokens=2)"
     )
-    assert imported_by(statement) <= {"ml_dtypes", "safetensors"}
+    assert imported_by(statement.format("'numpy'")) <= {"ml_dtypes", "safetensors"}
+    assert imported_by(statement.format("'cpu'")) <= {"ml_dtypes", "safetensors", "numba"}
 
 
 def seconds_to_import(statement):

@@ -147,6 +147,7 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, *, method: bool
 TESTED_ELSEWHERE = {
     "__main__": "tests/test_cli_processes.py",
     "auto": "tests/test_package.py",
+    "blas": "tests/test_threads.py",
     "bundled": "tests/test_package.py",
     "decoding": "tests/test_generation.py",
     "errors": "tests/test_package.py",

@@ -17,7 +17,9 @@ import click
 from .. import __version__
 from ..errors import MambaError
 
-COMMANDS = ("generate", "score", "info", "convert")  # each a module here, with a function `command`
+# Each is a module here, with a function `command`.
+# Each is a module here, with a function `command`.
+COMMANDS = ("generate", "score", "info", "convert", "warmup")
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE

@@ -1,0 +1,86 @@
+"""One token of each text: the step kernel's arguments, kept from call to call."""
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import MambaConfig
+from ..errors import BackendError
+from ..threads import Member, get_num_threads, run_team
+from .packing import Packed, Sizes
+from .step import Team, Weights, Work, step
+
+DECODE_TEXTS = 8
+"""Texts up to which a token of each goes through ``step``; the matrix library wins above."""
+
+WORTH_A_THREAD = 2**21
+"""Bytes of weights that each thread of a step should read at least: waking one costs time too."""
+
+_FLOATS = np.zeros(0, np.float32)
+
+
+def threads_for(weights: int) -> int:
+    """Return how many threads to share the reading of so many bytes of weights."""
+    return max(1, min(get_num_threads(), weights // WORTH_A_THREAD))
+
+
+def decode(
+    x: NDArray,
+    p: Packed,
+    config: MambaConfig,
+    memory: tuple[NDArray, NDArray],
+    lengths: NDArray | None,
+) -> NDArray:
+    """Advance the states by one token x (B, 1, D) of each text; return (B, 1, D) normed outputs.
+
+    Texts of length 0 stay as they are; their outputs are zeros.
+    """
+    conv, ssm = memory
+    texts = np.arange(len(x)) if lengths is None else np.flatnonzero(lengths > 0)
+    hidden = np.zeros((len(texts), x.shape[2]), np.float32)
+    inputs = np.array(x[texts, 0], order="C")  # kernels are compiled for arrays one can write to
+    eps = np.float32(config.layer_norm_epsilon)
+    w = Weights(p.addresses, p.norm_f, p.like, _FLOATS, p.group, eps)
+    size = threads_for(p.nbytes)
+    work = _work(p.sizes, len(texts), size)
+
+    def forward(member: Member) -> None:
+        team = Team(member.rank, member.size, member.meeting)
+        if not step(w, p.sizes, work, conv, ssm, texts, inputs, hidden, team):
+            raise BackendError("backend: expected all threads to finish a step, found one gone")
+
+    if len(texts):
+        run_team(forward, size)
+    if len(texts) == len(x):
+        return hidden[:, None]
+    result = np.zeros_like(x)
+    result[texts, 0] = hidden
+    return result
+
+
+_kept = threading.local()
+
+
+def _work(s: Sizes, texts: int, ranks: int) -> Work:
+    """Return the arrays of a step, the same ones as last time if they still fit."""
+    key = (s, texts, ranks)
+    if getattr(_kept, "key", None) != key:
+        _kept.key, _kept.work = key, _new_work(s, texts, ranks)
+    return _kept.work
+
+
+def _new_work(s: Sizes, texts: int, ranks: int) -> Work:
+    def zeros(*shape: int) -> Any:
+        return np.zeros(shape, np.float32)
+
+    return Work(
+        residual=zeros(ranks, texts, s.D_pad),
+        normed=zeros(ranks, texts, s.D_pad),
+        inputs=zeros(texts, 2 * s.E_pad),
+        x=zeros(texts, s.E_pad),
+        mixed=zeros(texts, s.M_pad),
+        y=zeros(texts, s.E_pad),
+        out=zeros(texts, s.D_pad),
+    )

@@ -1,0 +1,201 @@
+"""Matrix times a few vectors: what one token of each text needs.
+
+All weights are read once and used for every text of the batch, so the time is that of reading
+them. For many tokens at a time the matrix library is faster: see ``prefill``.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from .lanes import WIDTH, multiply_add, spread, total
+from .memory import at, get, load, load_part, pointer, put, set_
+from .options import INLINE, inline, kernel
+
+ZERO = np.float32(0)
+
+
+class Matrix(NamedTuple):
+    """A weight matrix (O, I) as kernels see it: addresses and sizes.
+
+    Weights are float32, bfloat16 (as uint16), float16 (as int16) or int8. int8 weights have one
+    float32 scale for each ``group`` of inputs, (O, ceil(I / group)); the others have none.
+    """
+
+    weights: Any  # pointer
+    scales: Any  # pointer to float32
+    group: int
+    inputs: int
+    bias: Any  # pointer to O float32
+
+
+# --- one row of weights ---------------------------------------------------------------------------
+
+
+@inline
+def _dot_piece(sums, weights, start, x, first, count):
+    """Add ``count`` products to 16 running sums: weights from ``start``, x from ``first`` on."""
+    whole = count - count % WIDTH
+    for k in range(0, whole, WIDTH):
+        sums = multiply_add(load(weights, start + k), load(x, first + k), sums)
+    if whole < count:
+        rest = count - whole
+        w = load_part(weights, start + whole, rest)
+        sums = multiply_add(w, load_part(x, first + whole, rest), sums)
+    return sums
+
+
+def _dot_floats(m, row, x, first):
+    return total(_dot_piece(spread(ZERO), m.weights, row * m.inputs, x, first, m.inputs))
+
+
+def _dot_int8(m, row, x, first):
+    groups = (m.inputs + m.group - 1) // m.group
+    sums = spread(ZERO)
+    for g in range(groups):
+        start = g * m.group
+        count = min(m.group, m.inputs - start)
+        part = _dot_piece(spread(ZERO), m.weights, row * m.inputs + start, x, first + start, count)
+        sums = sums + part * at(m.scales, row * groups + g)
+    return total(sums)
+
+
+def dot(m, row, x, first):
+    """Return the product of one row of ``m`` with the I numbers of ``x`` from ``first`` on."""
+    raise NotImplementedError("exists in kernels only")
+
+
+def _is_int8(m):
+    return m.types[0].dtype is types.int8
+
+
+@overload(dot, jit_options=INLINE)
+def _dot(m, row, x, first):
+    return _dot_int8 if _is_int8(m) else _dot_floats
+
+
+# --- four texts at a time -------------------------------------------------------------------------
+
+
+@inline
+def _four_piece(sums, weights, start, x, first, stride, count):
+    """Do what ``_dot_piece`` does for four vectors that lie ``stride`` apart."""
+    s0, s1, s2, s3 = sums
+    whole = count - count % WIDTH
+    for k in range(0, whole, WIDTH):
+        w, i = load(weights, start + k), first + k
+        s0 = multiply_add(w, load(x, i), s0)
+        s1 = multiply_add(w, load(x, i + stride), s1)
+        s2 = multiply_add(w, load(x, i + 2 * stride), s2)
+        s3 = multiply_add(w, load(x, i + 3 * stride), s3)
+    if whole < count:
+        rest, i = count - whole, first + whole
+        w = load_part(weights, start + whole, rest)
+        s0 = multiply_add(w, load_part(x, i, rest), s0)
+        s1 = multiply_add(w, load_part(x, i + stride, rest), s1)
+        s2 = multiply_add(w, load_part(x, i + 2 * stride, rest), s2)
+        s3 = multiply_add(w, load_part(x, i + 3 * stride, rest), s3)
+    return s0, s1, s2, s3
+
+
+@inline
+def _nothing():
+    zero = spread(ZERO)
+    return zero, zero, zero, zero
+
+
+def _four_floats(m, row, x, first, stride):
+    return _four_piece(_nothing(), m.weights, row * m.inputs, x, first, stride, m.inputs)
+
+
+def _four_int8(m, row, x, first, stride):
+    groups = (m.inputs + m.group - 1) // m.group
+    s0, s1, s2, s3 = _nothing()
+    for g in range(groups):
+        start = g * m.group
+        count = min(m.group, m.inputs - start)
+        p0, p1, p2, p3 = _four_piece(
+            _nothing(), m.weights, row * m.inputs + start, x, first + start, stride, count
+        )
+        scale = at(m.scales, row * groups + g)
+        s0, s1 = s0 + p0 * scale, s1 + p1 * scale
+        s2, s3 = s2 + p2 * scale, s3 + p3 * scale
+    return s0, s1, s2, s3
+
+
+def four_dots(m, row, x, first, stride) -> Any:
+    """Return 16 running sums of each of four products, the vectors ``stride`` apart."""
+    raise NotImplementedError("exists in kernels only")
+
+
+@overload(four_dots, jit_options=INLINE)
+def _four_dots(m, row, x, first, stride):
+    return _four_int8 if _is_int8(m) else _four_floats
+
+
+# --- rows of weights ------------------------------------------------------------------------------
+
+
+@inline
+def multiply(m, rows, x, x_stride, y, y_stride, batch):
+    """Write y[b, r] = m[r] . x[b] + bias[r] for r from rows[0] to rows[1] - 1.
+
+    A text's result does not depend on the other texts: its products are summed in one order.
+    """
+    for r in range(rows[0], rows[1]):
+        bias = at(m.bias, r)
+        b = 0
+        while b + 4 <= batch:
+            s0, s1, s2, s3 = four_dots(m, r, x, b * x_stride, x_stride)
+            put(y, b * y_stride + r, total(s0) + bias)
+            put(y, (b + 1) * y_stride + r, total(s1) + bias)
+            put(y, (b + 2) * y_stride + r, total(s2) + bias)
+            put(y, (b + 3) * y_stride + r, total(s3) + bias)
+            b += 4
+        while b < batch:
+            put(y, b * y_stride + r, dot(m, r, x, b * x_stride) + bias)
+            b += 1
+
+
+# --- weights as float32, for the matrix library ---------------------------------------------------
+
+
+def _widen_floats(m, first, panel):
+    rows, inputs = panel.shape
+    count = rows * inputs
+    for i in range(0, count, WIDTH):
+        n = min(WIDTH, count - i)
+        set_(panel, i, get(m.weights, first * inputs + i, n), n)
+
+
+def _widen_int8(m, first, panel):
+    rows, inputs = panel.shape
+    groups = (inputs + m.group - 1) // m.group
+    for r in range(rows):
+        for k in range(0, inputs, WIDTH):
+            n = min(WIDTH, inputs - k)
+            w = get(m.weights, (first + r) * inputs + k, n)
+            scale = at(m.scales, (first + r) * groups + k // m.group)
+            set_(panel, r * inputs + k, w * scale, n)
+
+
+def _widen(m, first, panel):
+    raise NotImplementedError("exists in kernels only")
+
+
+@overload(_widen, jit_options=INLINE)
+def _choose_widen(m, first, panel):
+    return _widen_int8 if _is_int8(m) else _widen_floats
+
+
+@kernel
+def widen(place, like, group, first, panel):
+    """Write rows ``first``, ``first`` + 1 ... of a matrix to ``panel`` (rows, I) as float32.
+
+    ``place`` has the addresses of the weights, of the dtype of ``like``, and of their scales.
+    """
+    scales = pointer(place[1], panel)
+    m = Matrix(pointer(place[0], like), scales, group, panel.shape[1], scales)
+    _widen(m, first, panel)

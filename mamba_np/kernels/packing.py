@@ -1,0 +1,209 @@
+"""A model's parameters as the kernels want them, and the memory that they work in.
+
+The large matrices stay where they are, mapped files included: kernels get their addresses. The
+few small arrays whose channels do not lie next to each other in a checkpoint are copied, with
+the channels last and padded to whole Lanes.
+"""
+
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import equations as eq
+from ..config import MambaConfig
+from ..errors import BackendError
+from ..params import Layer, Params
+from .lanes import WIDTH
+
+F32 = np.dtype(np.float32)
+
+
+def padded(size: int) -> int:
+    """Return the next multiple of 16."""
+    return -(-size // WIDTH) * WIDTH
+
+
+class Sizes(NamedTuple):
+    """The model's sizes, by their letters; ``_pad`` is the next multiple of 16."""
+
+    layers: int
+    D: int
+    E: int
+    N: int
+    R: int
+    K: int
+    D_pad: int
+    E_pad: int
+    M_pad: int  # of R + 2N, what x_proj makes
+
+    @classmethod
+    def of(cls, c: MambaConfig) -> "Sizes":
+        """Return the sizes of a configuration."""
+        D, E, N, R = c.hidden_size, c.intermediate_size, c.state_size, int(c.time_step_rank)
+        pads = padded(D), padded(E), padded(R + 2 * N)
+        return cls(c.num_hidden_layers, D, E, N, R, c.conv_kernel, *pads)
+
+
+class Stored(NamedTuple):
+    """One large matrix (O, I) as it lies in memory."""
+
+    values: NDArray  # (O, I) float32, uint16 (bfloat16), int16 (float16) or int8
+    scales: NDArray  # (O, groups) float32 for int8, else (0, 0)
+    group: int
+
+    @property
+    def float32(self) -> bool:
+        """Whether the values are the weights themselves."""
+        return self.values.dtype == F32
+
+    @property
+    def place(self) -> NDArray:
+        """The addresses of values and scales: kernels need not know who may write there."""
+        return np.array([self.values.ctypes.data, self.scales.ctypes.data], np.int64)
+
+    @property
+    def like(self) -> NDArray:
+        """An empty array of the stored dtype."""
+        return np.empty(0, self.values.dtype)
+
+
+_NO_SCALES = np.zeros((0, 0), np.float32)
+_SEEN_AS = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.int16}
+
+
+def stored(matrix: Any) -> Stored:
+    """Return a matrix of parameters without copying it; raises BackendError for other dtypes."""
+    if hasattr(matrix, "scales"):
+        return Stored(matrix.values, matrix.scales, matrix.group)
+    if matrix.dtype.name not in _SEEN_AS:
+        names = ", ".join(_SEEN_AS)
+        raise BackendError(
+            f"backend: 'cpu' computes with weights of {names} or int8, found {matrix.dtype}; "
+            "'numpy' computes with all"
+        )
+    values = np.ascontiguousarray(matrix).view(_SEEN_AS[matrix.dtype.name])
+    return Stored(values, _NO_SCALES, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLayer:
+    """The parameters of one block; small arrays are float32, channels last, padded with zeros."""
+
+    norm: NDArray  # (D_pad)
+    in_proj: Stored
+    in_proj_bias: NDArray  # (2E)
+    conv: NDArray  # (K, E_pad)
+    conv_bias: NDArray  # (E_pad)
+    x_proj: Stored
+    no_bias: NDArray  # (R+2N) zeros
+    dt_proj: NDArray  # (R, E_pad): transposed
+    dt_bias: NDArray  # (E_pad)
+    A_per_octave: NDArray  # (N, E_pad): transposed, times log2(e)
+    D: NDArray  # (E_pad)
+    out_proj: Stored
+    out_proj_bias: NDArray  # (D)
+
+    @classmethod
+    def of(cls, layer: Layer, s: Sizes) -> "PackedLayer":
+        """Pack one block."""
+        A = eq.per_octave(eq.continuous_A(np.asarray(layer.A_log, F32)))
+        return cls(
+            norm=_pad(layer.norm, s.D_pad),
+            in_proj=stored(layer.in_proj),
+            in_proj_bias=_vector(layer.in_proj_bias, 2 * s.E, 2 * s.E),
+            conv=_pad(layer.conv.T, s.E_pad),
+            conv_bias=_vector(layer.conv_bias, s.E, s.E_pad),
+            x_proj=stored(layer.x_proj),
+            no_bias=np.zeros(s.R + 2 * s.N, np.float32),
+            dt_proj=_pad(layer.dt_proj.T, s.E_pad),
+            dt_bias=_pad(layer.dt_bias, s.E_pad),
+            A_per_octave=_pad(A.T, s.E_pad),
+            D=_pad(layer.D, s.E_pad),
+            out_proj=stored(layer.out_proj),
+            out_proj_bias=_vector(layer.out_proj_bias, s.D, s.D),
+        )
+
+
+FIELDS = tuple(
+    name
+    for f in fields(PackedLayer)
+    for name in ((f.name, f"{f.name}_scales") if f.type in (Stored, "Stored") else (f.name,))
+)
+"""The columns of the table of addresses that the one-token kernel reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """All blocks, and the address of each of their arrays."""
+
+    sizes: Sizes
+    layers: tuple[PackedLayer, ...]
+    norm_f: NDArray  # (D_pad)
+    addresses: NDArray = field(init=False)  # (layers, FIELDS) int64
+
+    def __post_init__(self):
+        rows = [[address for part in vars(layer).values() for address in _addresses(part)]
+                for layer in self.layers]  # fmt: skip
+        object.__setattr__(self, "addresses", np.array(rows, np.int64))
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all blocks: what a token has to read."""
+        parts = [part for layer in self.layers for part in vars(layer).values()]
+        return sum(p.values.nbytes if isinstance(p, Stored) else p.nbytes for p in parts)
+
+    @cached_property
+    def like(self) -> NDArray:
+        """An empty array of the dtype that the large matrices are stored in."""
+        return self.layers[0].in_proj.like
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a scale, in int8 matrices."""
+        return self.layers[0].in_proj.group
+
+
+def _addresses(part: NDArray | Stored) -> list[int]:
+    arrays = [part.values, part.scales] if isinstance(part, Stored) else [part]
+    return [array.ctypes.data for array in arrays]
+
+
+def _pad(array: Any, width: int) -> NDArray:
+    """Return a float32 copy whose last axis is extended with zeros."""
+    result = np.zeros((*array.shape[:-1], width), np.float32)
+    result[..., : array.shape[-1]] = array
+    return result
+
+
+def _vector(array: NDArray | None, size: int, width: int) -> NDArray:
+    return _pad(np.zeros(size, np.float32) if array is None else array, width)
+
+
+# --- packed once ----------------------------------------------------------------------------------
+
+_packed: "WeakKeyDictionary[Params, Packed]" = WeakKeyDictionary()
+
+
+def packed(params: Params, config: MambaConfig) -> Packed:
+    """Return the packed parameters: made anew at each call while they can be written to."""
+    found = _packed.get(params)
+    if found is not None:
+        return found
+    sizes = Sizes.of(config)
+    layers = tuple(PackedLayer.of(layer, sizes) for layer in params.layers)
+    result = Packed(sizes, layers, _pad(params.norm_f, sizes.D_pad))
+    if not _writeable(params):
+        _packed[params] = result
+    return result
+
+
+def _writeable(params: Params) -> bool:
+    """Return whether any array that packing copies could change in place."""
+    parts: list[Any] = [params.norm_f]
+    for layer in params.layers:
+        parts += vars(layer).values()
+    return any(isinstance(part, np.ndarray) and part.flags.writeable for part in parts)

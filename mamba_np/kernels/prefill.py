@@ -1,0 +1,97 @@
+"""Many tokens through the blocks: what reading a prompt costs.
+
+A chunk of tokens of all texts goes through all blocks before the next chunk begins, so memory
+does not grow with the prompt. Every rank runs the same functions and does its share of each part.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .packing import PackedLayer, Sizes
+from .products import product
+from .rows import Convolution, convolve, norm_rows
+from .scan import Channels, Sequence, selective_scan
+
+
+class Chunk:
+    """The arrays that a chunk of ``tokens`` tokens is computed in, float32.
+
+    Rows are tokens, text after text; ``length`` of each. Padding stays zero.
+    """
+
+    def __init__(self, s: Sizes, eps: float, texts: int, length: int):
+        tokens = texts * length
+        self.sizes, self.eps, self.length = s, np.float32(eps), length
+        self.residual = np.zeros((tokens, s.D_pad), np.float32)
+        self.normed = np.zeros((tokens, s.D_pad), np.float32)
+        self.out = np.zeros((tokens, s.D_pad), np.float32)
+        self.inputs = np.zeros((tokens, 2 * s.E_pad), np.float32)  # x, then the gate z
+        self.x = np.zeros((tokens, s.E_pad), np.float32)  # after the convolution; then y
+        self.delta = np.zeros((tokens, s.E_pad), np.float32)
+        self.mixed = np.zeros((tokens, s.M_pad), np.float32)  # low rank, B, C
+        self.steps = np.full(texts, length, np.int64)  # of each text, how many rows count
+
+    def read(self, x: NDArray, steps: NDArray | None, into: NDArray | None = None) -> None:
+        """Begin with x (B, length, D) as the residual, of which ``steps`` (B) rows count."""
+        target = self.residual if into is None else into
+        target[:, : self.sizes.D] = x.reshape(len(target), -1)
+        self.out[:] = 0
+        if steps is not None:
+            self.steps[:] = np.clip(steps, 0, self.length)
+
+    def write(self, member: Any, rows: NDArray, to: NDArray) -> None:
+        """Copy rows of this chunk to (B, length, D); each rank some of the steps."""
+        member.barrier()  # others may have made these rows
+        texts, length, D = to.shape
+        low, high = member.share(length)
+        to[:, low:high] = rows.reshape(texts, length, -1)[:, low:high, :D]
+
+    def norm(self, member: Any, weight: NDArray) -> None:
+        """Add ``out`` to the residual and norm the sum; each rank some of the tokens."""
+        rows = member.share(len(self.residual))
+        norm_rows(self.residual, self.out, weight, self.sizes.D, self.eps, self.normed, rows)
+
+    def add(self, member: Any) -> None:
+        """Add ``out`` to the residual; each rank some of the tokens."""
+        low, high = member.share(len(self.residual))
+        self.residual[low:high] += self.out[low:high]
+
+    def mix(self, member: Any, layer: PackedLayer, windows: NDArray, states: NDArray) -> None:
+        """Make ``out`` from ``normed``: a mixer. Advances (B, K, E) and (B, N, E) in place."""
+        s = self.sizes
+        groups = len(self.steps) * (s.E_pad // 16)
+        member.barrier()
+        self._project_in(member, layer)
+        member.barrier()
+        conv = Convolution(layer.conv, layer.conv_bias, s.E_pad, s.K, True)
+        items = member.share(groups)
+        convolve(conv, self.inputs, windows, self.x, self.length, self.steps, items)
+        member.barrier()
+        product(member, self.x[:, : s.E], layer.x_proj, 0, self.mixed[:, : s.R + 2 * s.N])
+        member.barrier()
+        low, high = member.share(s.E_pad, 16)
+        np.matmul(self.mixed[:, : s.R], layer.dt_proj[:, low:high], out=self.delta[:, low:high])
+        member.barrier()
+        self._scan(layer, states, items)
+        member.barrier()
+        low, high = product(member, self.x[:, : s.E], layer.out_proj, 0, self.out[:, : s.D])
+        self.out[:, low:high] += layer.out_proj_bias[low:high]
+        member.barrier()
+
+    def _project_in(self, member: Any, layer: PackedLayer) -> None:
+        s = self.sizes
+        u, bias = self.normed[:, : s.D], layer.in_proj_bias
+        for first, place in ((0, 0), (s.E, s.E_pad)):  # x, then z
+            columns = self.inputs[:, place : place + s.E]
+            low, high = product(member, u, layer.in_proj, first, columns)
+            columns[:, low:high] += bias[first + low : first + high]
+
+    def _scan(self, layer: PackedLayer, states: NDArray, items: tuple[int, int]) -> None:
+        s = self.sizes
+        flat, z = self.mixed.reshape(-1), self.inputs.reshape(-1)[s.E_pad :]
+        B, C = flat[s.R :], flat[s.R + s.N :]
+        sequence = Sequence(self.x, self.delta, s.E_pad, B, C, s.M_pad, z, 2 * s.E_pad)
+        channels = Channels(layer.A_per_octave, layer.D, layer.dt_bias, s.E_pad, s.N, True)
+        selective_scan(sequence, channels, states, self.x, self.length, self.steps, items)

@@ -1,0 +1,188 @@
+"""One token of each text through all blocks, in one call: what generating a token costs.
+
+Every rank of a team runs this same function and does its share of each part; between parts they
+meet. The weights are read once, where they lie, and nothing is allocated.
+"""
+
+from typing import Any, NamedTuple
+
+from .. import equations as eq
+from . import vectorised  # noqa: F401
+from .barrier import wait
+from .lanes import WIDTH, spread
+from .linear import ZERO, Matrix, multiply
+from .memory import at, get, load, pointer, set_, store
+from .options import inline, kernel
+from .packing import FIELDS
+from .rows import add_row, norm_row
+
+(
+    NORM, IN_PROJ, IN_SCALES, IN_BIAS, CONV, CONV_BIAS, X_PROJ, X_SCALES, NO_BIAS, DT_PROJ,
+    DT_BIAS, A, D, OUT_PROJ, OUT_SCALES, OUT_BIAS,
+) = range(len(FIELDS))  # fmt: skip
+
+
+class Weights(NamedTuple):
+    """Where the parameters lie."""
+
+    addresses: Any  # (layers, FIELDS) int64
+    norm_f: Any  # (D_pad)
+    like: Any  # empty, of the stored dtype
+    floats: Any  # empty, float32
+    group: int
+    eps: Any  # float32
+
+
+class Work(NamedTuple):
+    """The arrays that a step computes in, float32; ranks share all but the first two."""
+
+    residual: Any  # (team, B, D_pad)
+    normed: Any  # (team, B, D_pad)
+    inputs: Any  # (B, 2 E_pad): x, then the gate z
+    x: Any  # (B, E_pad): after the convolution
+    mixed: Any  # (B, M_pad): low rank, B, C
+    y: Any  # (B, E_pad)
+    out: Any  # (B, D_pad)
+
+
+class Team(NamedTuple):
+    """Who runs a step."""
+
+    rank: int
+    size: int
+    meeting: Any  # the barrier's memory
+
+
+@inline
+def _share(team, n):
+    """Return (first, last): this rank's part of range(n)."""
+    return n * team.rank // team.size, n * (team.rank + 1) // team.size
+
+
+@inline
+def _matrix(w, layer, weights, scales, bias, inputs):
+    return Matrix(
+        pointer(w.addresses[layer, weights], w.like),
+        pointer(w.addresses[layer, scales], w.floats),
+        w.group,
+        inputs,
+        pointer(w.addresses[layer, bias], w.floats),
+    )
+
+
+@inline
+def _floats(w, layer, column):
+    return pointer(w.addresses[layer, column], w.floats)
+
+
+@inline
+def _in_and_convolve(w, layer, s, work, conv, texts, rank, channels):
+    """Make x and z of some channels from the normed input, then convolve x."""
+    first, last = channels
+    batch = texts.size
+    m = _matrix(w, layer, IN_PROJ, IN_SCALES, IN_BIAS, s.D)
+    width, start = 2 * s.E_pad, rank * batch * s.D_pad
+    normed = work.normed.reshape(-1)[start:]
+    inputs = work.inputs.reshape(-1)
+    multiply(m, (first, last), normed, s.D_pad, inputs, width, batch)
+    # The gate's rows follow those of x in the matrix, and the padding in memory.
+    gates = inputs[s.E_pad - s.E :]
+    multiply(m, (s.E + first, s.E + last), normed, s.D_pad, gates, width, batch)
+    weight, bias = _floats(w, layer, CONV), _floats(w, layer, CONV_BIAS)
+    for b in range(batch):
+        window = (layer * conv.shape[1] + texts[b]) * s.K * s.E
+        for e in range(first, last, WIDTH):
+            count = min(WIDTH, last - e)
+            y = spread(ZERO)
+            for k in range(s.K - 1):
+                v = get(conv, window + (k + 1) * s.E + e, count)
+                set_(conv, window + k * s.E + e, v, count)
+                y = y + v * load(weight, k * s.E_pad + e)
+            v = load(work.inputs, b * width + e)
+            set_(conv, window + (s.K - 1) * s.E + e, v, count)
+            y = y + v * load(weight, (s.K - 1) * s.E_pad + e)
+            store(work.x, b * s.E_pad + e, eq.silu(y + load(bias, e)))
+
+
+@inline
+def _advance_states(w, layer, s, work, ssm, texts, channels):
+    """Make the step sizes of some channels, advance their states, and write the gated outputs."""
+    dt, dt_bias = _floats(w, layer, DT_PROJ), _floats(w, layer, DT_BIAS)
+    A_per_octave, skip = _floats(w, layer, A), _floats(w, layer, D)
+    for b in range(texts.size):
+        mixed, states = b * s.M_pad, (layer * ssm.shape[1] + texts[b]) * s.N * s.E
+        for e in range(channels[0], channels[1], WIDTH):
+            count = min(WIDTH, channels[1] - e)
+            delta = spread(ZERO)
+            for r in range(s.R):
+                delta = delta + load(dt, r * s.E_pad + e) * at(work.mixed, mixed + r)
+            delta = eq.softplus(delta + load(dt_bias, e))  # the bias is large: it comes last
+            x, y = load(work.x, b * s.E_pad + e), spread(ZERO)
+            drive = delta * x
+            for n in range(s.N):
+                A_bar = eq.decay(delta, load(A_per_octave, n * s.E_pad + e))
+                h = get(ssm, states + n * s.E + e, count)
+                h = eq.state_update(h, A_bar, drive * at(work.mixed, mixed + s.R + n))
+                set_(ssm, states + n * s.E + e, h, count)
+                y = y + h * at(work.mixed, mixed + s.R + s.N + n)
+            z = load(work.inputs, b * 2 * s.E_pad + s.E_pad + e)
+            store(work.y, b * s.E_pad + e, eq.output(y, x, load(skip, e), z))
+
+
+@kernel
+def step(w, s, work, conv, ssm, texts, x, hidden, team):
+    """Advance ``conv`` (layers, B, K, E) and ``ssm`` (layers, B, N, E) by one token of some texts.
+
+    ``texts`` (T) says which of the B; ``x`` (T, D) holds the embeddings of their tokens,
+    ``hidden`` (T, D) gets the normed output of the last block.
+    Returns whether it came to the end: not if another rank gave up.
+    """
+    batch, rank = texts.size, team.rank
+    mine = rank * batch * s.D_pad
+    # Channels are shared in whole Lanes, so that no two ranks write into the same ones.
+    first, last = _share(team, s.E_pad // WIDTH)
+    channels = (first * WIDTH, min(s.E, last * WIDTH))
+    for b in range(batch):
+        for d in range(0, s.D, WIDTH):
+            v = get(x, b * s.D + d, min(WIDTH, s.D - d))
+            store(work.residual, mine + b * s.D_pad + d, v)
+    for layer in range(s.layers):
+        norm = _floats(w, layer, NORM)
+        for b in range(batch):
+            place = mine + b * s.D_pad
+            norm_row(work.residual, place, norm, s.D, w.eps, work.normed, place)
+        _in_and_convolve(w, layer, s, work, conv, texts, rank, channels)
+        if not wait(team.meeting, team.size):
+            return False
+        m = _matrix(w, layer, X_PROJ, X_SCALES, NO_BIAS, s.E)
+        multiply(m, _share(team, s.R + 2 * s.N), work.x, s.E_pad, work.mixed, s.M_pad, batch)
+        if not wait(team.meeting, team.size):
+            return False
+        _advance_states(w, layer, s, work, ssm, texts, channels)
+        if not wait(team.meeting, team.size):
+            return False
+        m = _matrix(w, layer, OUT_PROJ, OUT_SCALES, OUT_BIAS, s.E)
+        multiply(m, _share(team, s.D), work.y, s.E_pad, work.out, s.D_pad, batch)
+        if not wait(team.meeting, team.size):
+            return False
+        for b in range(batch):
+            add_row(work.residual, mine + b * s.D_pad, work.out, b * s.D_pad, s.D)
+    for b in range(batch):
+        place = mine + b * s.D_pad
+        norm_row(work.residual, place, w.norm_f, s.D, w.eps, work.normed, place)
+        if rank == 0:
+            for d in range(0, s.D, WIDTH):
+                v = load(work.normed, place + d)
+                set_(hidden, b * s.D + d, v, min(WIDTH, s.D - d))
+    return True
+
+
+@kernel
+def project(place, like, group, inputs, no_bias, x, y, rows):
+    """Write y[t, r] = W[r] . x[t] + no_bias[r] for the tokens t, and r in range(*rows).
+
+    ``place`` has the addresses of the weights (O, ``inputs``), of the dtype of ``like``, and of
+    their scales; ``x`` (T, stride) has rows of whole Lanes.
+    """
+    m = Matrix(pointer(place[0], like), pointer(place[1], no_bias), group, inputs, no_bias)
+    multiply(m, rows, x, x.shape[1], y, y.shape[1], x.shape[0])
