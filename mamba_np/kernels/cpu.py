@@ -18,7 +18,7 @@ from ..reference import State, cross_entropy, embed, rms_norm
 from ..threads import Member, get_num_threads, run_team
 from .decode import DECODE_TEXTS, decode
 from .head import head
-from .packing import PackedLayer, Sizes, packed, padded
+from .packing import PackedLayer, Sizes, aligned, packed, padded
 from .prefill import Chunk
 from .rows import Convolution, convolve
 from .scan import Channels, Sequence
@@ -136,7 +136,7 @@ def causal_conv(x, weight, bias, window, lengths=None):
     bias = np.zeros(E, np.float32) if bias is None else bias
     c = Convolution(_wide(weight.T, wide), _wide(bias, wide), wide, K, False)
     windows = np.array(window.swapaxes(1, 2), order="C")
-    rows, y = _wide(x, wide).reshape(-1, wide), np.empty((texts * L, wide), np.float32)
+    rows, y = _wide(x, wide).reshape(-1, wide), aligned((texts * L, wide))
     steps = np.full(texts, L, np.int64) if lengths is None else lengths.astype(np.int64)
     items = texts * (wide // 16)
     run_team(
@@ -162,7 +162,7 @@ def selective_scan(
     wide = padded(E)
     flat, steps = (_wide(a, wide).reshape(-1, wide) for a in (x, delta))
     weights = [_wide(a, N).reshape(-1) for a in (B, C)]
-    states, y = np.array(h.swapaxes(1, 2), order="C"), np.empty((texts * L, wide), np.float32)
+    states, y = np.array(h.swapaxes(1, 2), order="C"), aligned((texts * L, wide))
     zeros = np.zeros(wide, np.float32)
     s = Sequence(flat, steps, wide, weights[0], weights[1], N, zeros, 0)
     c = Channels(_wide(eq.per_octave(A).T, wide), zeros, zeros, wide, N, False)

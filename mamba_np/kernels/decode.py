@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..config import MambaConfig
 from ..errors import BackendError
 from ..threads import Member, get_num_threads, run_team
-from .packing import Packed, Sizes
+from .packing import Packed, Sizes, aligned
 from .step import Team, Weights, Work, step
 
 DECODE_TEXTS = 8
@@ -73,7 +73,7 @@ def _work(s: Sizes, texts: int, ranks: int) -> Work:
 
 def _new_work(s: Sizes, texts: int, ranks: int) -> Work:
     def zeros(*shape: int) -> Any:
-        return np.zeros(shape, np.float32)
+        return aligned(shape)
 
     return Work(
         residual=zeros(ranks, texts, s.D_pad),

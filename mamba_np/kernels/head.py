@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..threads import Member, run_team
 from .decode import DECODE_TEXTS, threads_for
-from .packing import padded, stored
+from .packing import aligned, padded, stored
 from .products import product
 from .step import project
 
@@ -24,12 +24,12 @@ def head(x: NDArray, lm_head: Any) -> NDArray:  # (B L D), (V D) -> (B L V)
         rows = np.ascontiguousarray(x.reshape(tokens, D))
         run_team(lambda member: product(member, rows, matrix, 0, scores), size)
     elif tokens:
-        rows = np.zeros((tokens, padded(D)), np.float32)
+        rows = aligned((tokens, padded(D)))
         rows[:, :D] = x.reshape(tokens, D)
-        place, like, no_bias = matrix.place, matrix.like, np.zeros(V, np.float32)
+        place, like = matrix.place, matrix.like
 
         def forward(member: Member) -> None:
-            project(place, like, matrix.group, D, no_bias, rows, scores, member.share(V))
+            project(place, like, matrix.group, D, rows, scores, member.share(V))
 
         run_team(forward, size)
     return scores.reshape(*outer, V)

@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import overload
 
 from .lanes import WIDTH, multiply_add, spread, total
-from .memory import at, get, load, load_part, pointer, put, set_
+from .memory import at, fetch, get, load, load_part, pointer, put, set_
 from .options import INLINE, inline, kernel
 
 ZERO = np.float32(0)
@@ -28,7 +28,33 @@ class Matrix(NamedTuple):
     scales: Any  # pointer to float32
     group: int
     inputs: int
-    bias: Any  # pointer to O float32
+    bias: Any  # pointer to O float32, or None
+
+
+class Vectors(NamedTuple):
+    """One vector of float32 for each text, ``stride`` apart in memory."""
+
+    numbers: Any  # pointer
+    first: int  # index of the first text's vector
+    stride: int
+
+
+@inline
+def with_bias(m, bias):
+    """Return the matrix with a bias."""
+    return Matrix(m.weights, m.scales, m.group, m.inputs, bias)
+
+
+def bias_at(m, row):
+    """Return what a row adds to its products."""
+    raise NotImplementedError("exists in kernels only")
+
+
+@overload(bias_at, jit_options=INLINE)
+def _bias_at(m, row):
+    if m.types[4] is types.none:
+        return lambda m, row: ZERO
+    return lambda m, row: at(m.bias, row)
 
 
 # --- one row of weights ---------------------------------------------------------------------------
@@ -80,12 +106,17 @@ def _dot(m, row, x, first):
 
 
 @inline
-def _four_piece(sums, weights, start, x, first, stride, count):
-    """Do what ``_dot_piece`` does for four vectors that lie ``stride`` apart."""
+def _four_piece(sums, m, start, x, first, stride, count):
+    """Do what ``_dot_piece`` does for four vectors that lie ``stride`` apart.
+
+    The arithmetic of four takes longer than reading one row, so the next is asked for meanwhile.
+    """
+    weights = m.weights
     s0, s1, s2, s3 = sums
     whole = count - count % WIDTH
     for k in range(0, whole, WIDTH):
         w, i = load(weights, start + k), first + k
+        fetch(weights, start + k + m.inputs)
         s0 = multiply_add(w, load(x, i), s0)
         s1 = multiply_add(w, load(x, i + stride), s1)
         s2 = multiply_add(w, load(x, i + 2 * stride), s2)
@@ -107,7 +138,7 @@ def _nothing():
 
 
 def _four_floats(m, row, x, first, stride):
-    return _four_piece(_nothing(), m.weights, row * m.inputs, x, first, stride, m.inputs)
+    return _four_piece(_nothing(), m, row * m.inputs, x, first, stride, m.inputs)
 
 
 def _four_int8(m, row, x, first, stride):
@@ -117,7 +148,7 @@ def _four_int8(m, row, x, first, stride):
         start = g * m.group
         count = min(m.group, m.inputs - start)
         p0, p1, p2, p3 = _four_piece(
-            _nothing(), m.weights, row * m.inputs + start, x, first + start, stride, count
+            _nothing(), m, row * m.inputs + start, x, first + start, stride, count
         )
         scale = at(m.scales, row * groups + g)
         s0, s1 = s0 + p0 * scale, s1 + p1 * scale
@@ -139,24 +170,24 @@ def _four_dots(m, row, x, first, stride):
 
 
 @inline
-def multiply(m, rows, x, x_stride, y, y_stride, batch):
+def multiply(m, rows, x, y, batch):
     """Write y[b, r] = m[r] . x[b] + bias[r] for r from rows[0] to rows[1] - 1.
 
     A text's result does not depend on the other texts: its products are summed in one order.
     """
+    fours = batch - batch % 4
     for r in range(rows[0], rows[1]):
-        bias = at(m.bias, r)
-        b = 0
-        while b + 4 <= batch:
-            s0, s1, s2, s3 = four_dots(m, r, x, b * x_stride, x_stride)
-            put(y, b * y_stride + r, total(s0) + bias)
-            put(y, (b + 1) * y_stride + r, total(s1) + bias)
-            put(y, (b + 2) * y_stride + r, total(s2) + bias)
-            put(y, (b + 3) * y_stride + r, total(s3) + bias)
-            b += 4
-        while b < batch:
-            put(y, b * y_stride + r, dot(m, r, x, b * x_stride) + bias)
-            b += 1
+        bias, to = bias_at(m, r), y.first + r
+        for b in range(0, fours, 4):
+            first, place = x.first + b * x.stride, to + b * y.stride
+            s0, s1, s2, s3 = four_dots(m, r, x.numbers, first, x.stride)
+            put(y.numbers, place, total(s0) + bias)
+            put(y.numbers, place + y.stride, total(s1) + bias)
+            put(y.numbers, place + 2 * y.stride, total(s2) + bias)
+            put(y.numbers, place + 3 * y.stride, total(s3) + bias)
+        for b in range(fours, batch):
+            product = dot(m, r, x.numbers, x.first + b * x.stride)
+            put(y.numbers, to + b * y.stride, product + bias)
 
 
 # --- weights as float32, for the matrix library ---------------------------------------------------
@@ -197,5 +228,5 @@ def widen(place, like, group, first, panel):
     ``place`` has the addresses of the weights, of the dtype of ``like``, and of their scales.
     """
     scales = pointer(place[1], panel)
-    m = Matrix(pointer(place[0], like), scales, group, panel.shape[1], scales)
+    m = Matrix(pointer(place[0], like), scales, group, panel.shape[1], None)
     _widen(m, first, panel)

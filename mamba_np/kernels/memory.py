@@ -6,12 +6,11 @@ int16) and int8, and returns float32. Indices are flat, of C-contiguous arrays, 
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
-from .lanes import BITS, LANES, WIDTH
+from .lanes import BITS, LANES, MASK, WIDTH
 from .options import inline, intrinsic
 
-_FLOAT = ir.FloatType()
+_FLOAT, _INT, _MASK = ir.FloatType(), ir.IntType(32), MASK.llvm
 
 
 @intrinsic
@@ -23,6 +22,36 @@ def pointer(typing, address, like):
         return builder.inttoptr(args[0], context.get_value_type(kind))
 
     return kind(types.int64, like), emit
+
+
+@intrinsic
+def data(typing, array):
+    """Return a pointer to an array's first element.
+
+    Kernels use arrays through pointers inside their loops: Numba counts the references to an
+    array wherever one is passed on, and a pointer has none. The kernel's caller holds the array.
+    """
+
+    def emit(context, builder, sig, args):
+        return context.make_array(array)(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), emit
+
+
+@intrinsic
+def first_aligned(typing, array):
+    """Return the index of the first float32 of an array that begins a cache line.
+
+    Sixteen numbers that lie on two cache lines take the processor two accesses.
+    """
+
+    def emit(context, builder, sig, args):
+        place = context.make_array(array)(context, builder, args[0]).data
+        address = builder.ptrtoint(place, ir.IntType(64))
+        above = builder.and_(builder.neg(address), ir.IntType(64)(63))
+        return builder.lshr(above, ir.IntType(64)(2))
+
+    return types.intp(array), emit
 
 
 _STORED = {
@@ -43,7 +72,7 @@ def _place(context, builder, kind, array, index, llvm_type):
     """Return a pointer to ``array``'s element at a flat index, typed as ``llvm_type``."""
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, array).data
-    place = builder.gep(array, [index], inbounds=True)
+    place = builder.gep(array, [index])
     return builder.bitcast(place, llvm_type.as_pointer())
 
 
@@ -59,6 +88,25 @@ def _widen(builder, element, stored):
         half = builder.bitcast(stored, ir.VectorType(ir.HalfType(), WIDTH))
         return builder.fpext(half, LANES.llvm)
     return builder.sitofp(stored, LANES.llvm)
+
+
+def _masked(builder, what, vector, result, arguments):
+    """Return LLVM's load or store of some places of a vector."""
+    name = f"llvm.masked.{what}.v{WIDTH}{vector.element.intrinsic_name}.p0"
+    known = builder.module.globals.get(name)
+    return known or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _first(builder, count):
+    """Return a mask of the first ``count`` places."""
+    places = ir.Constant(BITS.llvm, list(range(WIDTH)))
+    many = builder.insert_element(
+        ir.Constant(BITS.llvm, ir.Undefined), builder.trunc(count, _INT), _INT(0)
+    )
+    wide = builder.shuffle_vector(
+        many, ir.Constant(BITS.llvm, ir.Undefined), ir.Constant(BITS.llvm, None)
+    )
+    return builder.icmp_signed("<", places, wide)
 
 
 @intrinsic
@@ -78,6 +126,22 @@ def load(typing, array, index):
 
 
 @intrinsic
+def fetch(typing, array, index):
+    """Ask for the memory from a flat index on, that will be read soon; it may lie anywhere."""
+
+    def emit(context, builder, sig, args):
+        byte, kind = ir.IntType(8).as_pointer(), [_INT] * 3
+        place = _place(context, builder, sig.args[0], args[0], args[1], byte.pointee)
+        known = builder.module.globals.get("llvm.prefetch.p0")
+        signature = ir.FunctionType(ir.VoidType(), [byte, *kind])
+        function = known or ir.Function(builder.module, signature, "llvm.prefetch.p0")
+        builder.call(function, (place, _INT(0), _INT(3), _INT(1)))  # to read, into all caches
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+@intrinsic
 def load_part(typing, array, index, count):
     """Return the ``count`` < 16 numbers from a flat index on, then zeros; reads no further."""
     element = _element(array)
@@ -85,16 +149,12 @@ def load_part(typing, array, index, count):
         return None
 
     def emit(context, builder, sig, args):
-        stored = _STORED[element]
-        vector = ir.VectorType(stored, WIDTH)
-        room = cgutils.alloca_once(builder, vector)
-        builder.store(ir.Constant(vector, None), room)
-        first = builder.bitcast(room, stored.as_pointer())
-        with cgutils.for_range(builder, args[2]) as loop:
-            where = builder.add(args[1], loop.index)
-            place = _place(context, builder, sig.args[0], args[0], where, stored)
-            builder.store(builder.load(place), builder.gep(first, [loop.index]))
-        return _widen(builder, element, builder.load(room))
+        vector = ir.VectorType(_STORED[element], WIDTH)
+        place = _place(context, builder, sig.args[0], args[0], args[1], vector)
+        function = _masked(builder, "load", vector, vector, (place.type, _INT, _MASK, vector))
+        align, zeros = _INT(element.bitwidth // 8), ir.Constant(vector, None)
+        part = builder.call(function, (place, align, _first(builder, args[2]), zeros))
+        return _widen(builder, element, part)
 
     return LANES(array, types.intp, types.intp), emit
 
@@ -115,18 +175,17 @@ def store(typing, array, index, x):
 
 @intrinsic
 def store_part(typing, array, index, x, count):
-    """Write the first ``count`` < 16 numbers."""
+    """Write the first ``count`` < 16 numbers, and nothing after them."""
     if _element(array) is not types.float32:
         return None
 
     def emit(context, builder, sig, args):
-        room = cgutils.alloca_once(builder, LANES.llvm)
-        builder.store(args[2], room)
-        first = builder.bitcast(room, _FLOAT.as_pointer())
-        with cgutils.for_range(builder, args[3]) as loop:
-            where = builder.add(args[1], loop.index)
-            place = _place(context, builder, sig.args[0], args[0], where, _FLOAT)
-            builder.store(builder.load(builder.gep(first, [loop.index])), place)
+        vector = LANES.llvm
+        place = _place(context, builder, sig.args[0], args[0], args[1], vector)
+        function = _masked(
+            builder, "store", vector, ir.VoidType(), (vector, place.type, _INT, _MASK)
+        )
+        builder.call(function, (args[2], place, _INT(4), _first(builder, args[3])))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, LANES, types.intp), emit

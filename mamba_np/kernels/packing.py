@@ -27,6 +27,14 @@ def padded(size: int) -> int:
     return -(-size // WIDTH) * WIDTH
 
 
+def aligned(shape: tuple[int, ...]) -> NDArray:
+    """Return a float32 array of zeros that begins on a cache line, as rows of whole Lanes do."""
+    count = int(np.prod(shape))
+    room = np.zeros(count + WIDTH, np.float32)
+    first = -room.ctypes.data % 64 // 4
+    return room[first : first + count].reshape(shape)
+
+
 class Sizes(NamedTuple):
     """The model's sizes, by their letters; ``_pad`` is the next multiple of 16."""
 
@@ -99,7 +107,6 @@ class PackedLayer:
     conv: NDArray  # (K, E_pad)
     conv_bias: NDArray  # (E_pad)
     x_proj: Stored
-    no_bias: NDArray  # (R+2N) zeros
     dt_proj: NDArray  # (R, E_pad): transposed
     dt_bias: NDArray  # (E_pad)
     A_per_octave: NDArray  # (N, E_pad): transposed, times log2(e)
@@ -118,7 +125,6 @@ class PackedLayer:
             conv=_pad(layer.conv.T, s.E_pad),
             conv_bias=_vector(layer.conv_bias, s.E, s.E_pad),
             x_proj=stored(layer.x_proj),
-            no_bias=np.zeros(s.R + 2 * s.N, np.float32),
             dt_proj=_pad(layer.dt_proj.T, s.E_pad),
             dt_bias=_pad(layer.dt_bias, s.E_pad),
             A_per_octave=_pad(A.T, s.E_pad),
@@ -174,7 +180,7 @@ def _addresses(part: NDArray | Stored) -> list[int]:
 
 def _pad(array: Any, width: int) -> NDArray:
     """Return a float32 copy whose last axis is extended with zeros."""
-    result = np.zeros((*array.shape[:-1], width), np.float32)
+    result = aligned((*array.shape[:-1], width))
     result[..., : array.shape[-1]] = array
     return result
 

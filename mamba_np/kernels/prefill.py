@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .packing import PackedLayer, Sizes
+from .packing import PackedLayer, Sizes, aligned
 from .products import product
 from .rows import Convolution, convolve, norm_rows
 from .scan import Channels, Sequence, selective_scan
@@ -24,13 +24,13 @@ class Chunk:
     def __init__(self, s: Sizes, eps: float, texts: int, length: int):
         tokens = texts * length
         self.sizes, self.eps, self.length = s, np.float32(eps), length
-        self.residual = np.zeros((tokens, s.D_pad), np.float32)
-        self.normed = np.zeros((tokens, s.D_pad), np.float32)
-        self.out = np.zeros((tokens, s.D_pad), np.float32)
-        self.inputs = np.zeros((tokens, 2 * s.E_pad), np.float32)  # x, then the gate z
-        self.x = np.zeros((tokens, s.E_pad), np.float32)  # after the convolution; then y
-        self.delta = np.zeros((tokens, s.E_pad), np.float32)
-        self.mixed = np.zeros((tokens, s.M_pad), np.float32)  # low rank, B, C
+        self.residual = aligned((tokens, s.D_pad))
+        self.normed = aligned((tokens, s.D_pad))
+        self.out = aligned((tokens, s.D_pad))
+        self.inputs = aligned((tokens, 2 * s.E_pad))  # x, then the gate z
+        self.x = aligned((tokens, s.E_pad))  # after the convolution; then y
+        self.delta = aligned((tokens, s.E_pad))
+        self.mixed = aligned((tokens, s.M_pad))  # low rank, B, C
         self.steps = np.full(texts, length, np.int64)  # of each text, how many rows count
 
     def read(self, x: NDArray, steps: NDArray | None, into: NDArray | None = None) -> None:

@@ -10,15 +10,15 @@ from .. import equations as eq
 from . import vectorised  # noqa: F401
 from .barrier import wait
 from .lanes import WIDTH, spread
-from .linear import ZERO, Matrix, multiply
-from .memory import at, get, load, pointer, set_, store
+from .linear import ZERO, Matrix, Vectors, multiply, with_bias
+from .memory import at, data, get, load, pointer, set_, store
 from .options import inline, kernel
 from .packing import FIELDS
 from .rows import add_row, norm_row
 
 (
-    NORM, IN_PROJ, IN_SCALES, IN_BIAS, CONV, CONV_BIAS, X_PROJ, X_SCALES, NO_BIAS, DT_PROJ,
-    DT_BIAS, A, D, OUT_PROJ, OUT_SCALES, OUT_BIAS,
+    NORM, IN_PROJ, IN_SCALES, IN_BIAS, CONV, CONV_BIAS, X_PROJ, X_SCALES, DT_PROJ, DT_BIAS,
+    A, D, OUT_PROJ, OUT_SCALES, OUT_BIAS,
 ) = range(len(FIELDS))  # fmt: skip
 
 
@@ -45,6 +45,15 @@ class Work(NamedTuple):
     out: Any  # (B, D_pad)
 
 
+class Memory(NamedTuple):
+    """The states of all texts, and which of them take part."""
+
+    conv: Any  # pointer to (layers, held, K, E) float32: the windows
+    ssm: Any  # pointer to (layers, held, N, E) float32
+    held: int  # texts
+    texts: Any  # (B) int64
+
+
 class Team(NamedTuple):
     """Who runs a step."""
 
@@ -54,20 +63,28 @@ class Team(NamedTuple):
 
 
 @inline
+def _pointers(work):
+    return Work(
+        data(work.residual),
+        data(work.normed),
+        data(work.inputs),
+        data(work.x),
+        data(work.mixed),
+        data(work.y),
+        data(work.out),
+    )
+
+
+@inline
 def _share(team, n):
     """Return (first, last): this rank's part of range(n)."""
     return n * team.rank // team.size, n * (team.rank + 1) // team.size
 
 
 @inline
-def _matrix(w, layer, weights, scales, bias, inputs):
-    return Matrix(
-        pointer(w.addresses[layer, weights], w.like),
-        pointer(w.addresses[layer, scales], w.floats),
-        w.group,
-        inputs,
-        pointer(w.addresses[layer, bias], w.floats),
-    )
+def _matrix(w, layer, weights, scales, inputs):
+    place = pointer(w.addresses[layer, weights], w.like)
+    return Matrix(place, pointer(w.addresses[layer, scales], w.floats), w.group, inputs, None)
 
 
 @inline
@@ -76,41 +93,44 @@ def _floats(w, layer, column):
 
 
 @inline
-def _in_and_convolve(w, layer, s, work, conv, texts, rank, channels):
-    """Make x and z of some channels from the normed input, then convolve x."""
+def _project_in(w, layer, s, work, batch, mine, channels):
+    """Make x and z of some channels from the normed input."""
     first, last = channels
-    batch = texts.size
-    m = _matrix(w, layer, IN_PROJ, IN_SCALES, IN_BIAS, s.D)
-    width, start = 2 * s.E_pad, rank * batch * s.D_pad
-    normed = work.normed.reshape(-1)[start:]
-    inputs = work.inputs.reshape(-1)
-    multiply(m, (first, last), normed, s.D_pad, inputs, width, batch)
+    m = with_bias(_matrix(w, layer, IN_PROJ, IN_SCALES, s.D), _floats(w, layer, IN_BIAS))
+    normed = Vectors(work.normed, mine, s.D_pad)
+    multiply(m, (first, last), normed, Vectors(work.inputs, 0, 2 * s.E_pad), batch)
     # The gate's rows follow those of x in the matrix, and the padding in memory.
-    gates = inputs[s.E_pad - s.E :]
-    multiply(m, (s.E + first, s.E + last), normed, s.D_pad, gates, width, batch)
+    gates = Vectors(work.inputs, s.E_pad - s.E, 2 * s.E_pad)
+    multiply(m, (s.E + first, s.E + last), normed, gates, batch)
+
+
+@inline
+def _convolve(w, layer, s, work, memory, batch, channels):
+    """Convolve x of some channels, and move their windows on."""
+    conv = memory.conv
     weight, bias = _floats(w, layer, CONV), _floats(w, layer, CONV_BIAS)
     for b in range(batch):
-        window = (layer * conv.shape[1] + texts[b]) * s.K * s.E
-        for e in range(first, last, WIDTH):
-            count = min(WIDTH, last - e)
+        window = (layer * memory.held + memory.texts[b]) * s.K * s.E
+        for e in range(channels[0], channels[1], WIDTH):
+            count = min(WIDTH, channels[1] - e)
             y = spread(ZERO)
             for k in range(s.K - 1):
                 v = get(conv, window + (k + 1) * s.E + e, count)
                 set_(conv, window + k * s.E + e, v, count)
                 y = y + v * load(weight, k * s.E_pad + e)
-            v = load(work.inputs, b * width + e)
+            v = load(work.inputs, b * 2 * s.E_pad + e)
             set_(conv, window + (s.K - 1) * s.E + e, v, count)
             y = y + v * load(weight, (s.K - 1) * s.E_pad + e)
             store(work.x, b * s.E_pad + e, eq.silu(y + load(bias, e)))
 
 
 @inline
-def _advance_states(w, layer, s, work, ssm, texts, channels):
+def _advance_states(w, layer, s, work, memory, batch, channels):
     """Make the step sizes of some channels, advance their states, and write the gated outputs."""
-    dt, dt_bias = _floats(w, layer, DT_PROJ), _floats(w, layer, DT_BIAS)
+    dt, dt_bias, ssm = _floats(w, layer, DT_PROJ), _floats(w, layer, DT_BIAS), memory.ssm
     A_per_octave, skip = _floats(w, layer, A), _floats(w, layer, D)
-    for b in range(texts.size):
-        mixed, states = b * s.M_pad, (layer * ssm.shape[1] + texts[b]) * s.N * s.E
+    for b in range(batch):
+        mixed, states = b * s.M_pad, (layer * memory.held + memory.texts[b]) * s.N * s.E
         for e in range(channels[0], channels[1], WIDTH):
             count = min(WIDTH, channels[1] - e)
             delta = spread(ZERO)
@@ -129,60 +149,74 @@ def _advance_states(w, layer, s, work, ssm, texts, channels):
             store(work.y, b * s.E_pad + e, eq.output(y, x, load(skip, e), z))
 
 
-@kernel
-def step(w, s, work, conv, ssm, texts, x, hidden, team):
-    """Advance ``conv`` (layers, B, K, E) and ``ssm`` (layers, B, N, E) by one token of some texts.
+@inline
+def _norm(s, work, weight, eps, batch, mine):
+    for b in range(batch):
+        place = mine + b * s.D_pad
+        norm_row(work.residual, place, weight, s.D, eps, work.normed, place)
 
-    ``texts`` (T) says which of the B; ``x`` (T, D) holds the embeddings of their tokens,
-    ``hidden`` (T, D) gets the normed output of the last block.
-    Returns whether it came to the end: not if another rank gave up.
-    """
-    batch, rank = texts.size, team.rank
-    mine = rank * batch * s.D_pad
+
+@inline
+def _mixer(w, layer, s, work, memory, batch, mine, team):
+    """Make ``out`` from ``normed``; return False if another rank gave up."""
     # Channels are shared in whole Lanes, so that no two ranks write into the same ones.
     first, last = _share(team, s.E_pad // WIDTH)
     channels = (first * WIDTH, min(s.E, last * WIDTH))
+    _project_in(w, layer, s, work, batch, mine, channels)
+    _convolve(w, layer, s, work, memory, batch, channels)
+    if not wait(team.meeting, team.size):
+        return False
+    m = _matrix(w, layer, X_PROJ, X_SCALES, s.E)
+    x, mixed = Vectors(work.x, 0, s.E_pad), Vectors(work.mixed, 0, s.M_pad)
+    multiply(m, _share(team, s.R + 2 * s.N), x, mixed, batch)
+    if not wait(team.meeting, team.size):
+        return False
+    _advance_states(w, layer, s, work, memory, batch, channels)
+    if not wait(team.meeting, team.size):
+        return False
+    m = with_bias(_matrix(w, layer, OUT_PROJ, OUT_SCALES, s.E), _floats(w, layer, OUT_BIAS))
+    y, out = Vectors(work.y, 0, s.E_pad), Vectors(work.out, 0, s.D_pad)
+    multiply(m, _share(team, s.D), y, out, batch)
+    return wait(team.meeting, team.size)
+
+
+@kernel
+def step(w, s, arrays, conv, ssm, texts, x, hidden, team):
+    """Advance ``conv`` (layers, B, K, E) and ``ssm`` (layers, B, N, E) by one token of some texts.
+
+    ``texts`` (T) says which of the B; ``x`` (T, D) holds the embeddings of their tokens,
+    ``hidden`` (T, D) gets the normed output of the last block. ``arrays`` is Work.
+    Returns whether it came to the end: not if another rank gave up.
+    """
+    work, memory = _pointers(arrays), Memory(data(conv), data(ssm), conv.shape[1], texts)
+    batch, embeddings, result = texts.size, data(x), data(hidden)
+    mine = team.rank * batch * s.D_pad
     for b in range(batch):
         for d in range(0, s.D, WIDTH):
-            v = get(x, b * s.D + d, min(WIDTH, s.D - d))
+            v = get(embeddings, b * s.D + d, min(WIDTH, s.D - d))
             store(work.residual, mine + b * s.D_pad + d, v)
     for layer in range(s.layers):
-        norm = _floats(w, layer, NORM)
-        for b in range(batch):
-            place = mine + b * s.D_pad
-            norm_row(work.residual, place, norm, s.D, w.eps, work.normed, place)
-        _in_and_convolve(w, layer, s, work, conv, texts, rank, channels)
-        if not wait(team.meeting, team.size):
-            return False
-        m = _matrix(w, layer, X_PROJ, X_SCALES, NO_BIAS, s.E)
-        multiply(m, _share(team, s.R + 2 * s.N), work.x, s.E_pad, work.mixed, s.M_pad, batch)
-        if not wait(team.meeting, team.size):
-            return False
-        _advance_states(w, layer, s, work, ssm, texts, channels)
-        if not wait(team.meeting, team.size):
-            return False
-        m = _matrix(w, layer, OUT_PROJ, OUT_SCALES, OUT_BIAS, s.E)
-        multiply(m, _share(team, s.D), work.y, s.E_pad, work.out, s.D_pad, batch)
-        if not wait(team.meeting, team.size):
+        _norm(s, work, _floats(w, layer, NORM), w.eps, batch, mine)
+        if not _mixer(w, layer, s, work, memory, batch, mine, team):
             return False
         for b in range(batch):
             add_row(work.residual, mine + b * s.D_pad, work.out, b * s.D_pad, s.D)
-    for b in range(batch):
-        place = mine + b * s.D_pad
-        norm_row(work.residual, place, w.norm_f, s.D, w.eps, work.normed, place)
-        if rank == 0:
+    _norm(s, work, data(w.norm_f), w.eps, batch, mine)
+    if team.rank == 0:
+        for b in range(batch):
             for d in range(0, s.D, WIDTH):
-                v = load(work.normed, place + d)
-                set_(hidden, b * s.D + d, v, min(WIDTH, s.D - d))
+                v = load(work.normed, mine + b * s.D_pad + d)
+                set_(result, b * s.D + d, v, min(WIDTH, s.D - d))
     return True
 
 
 @kernel
-def project(place, like, group, inputs, no_bias, x, y, rows):
-    """Write y[t, r] = W[r] . x[t] + no_bias[r] for the tokens t, and r in range(*rows).
+def project(place, like, group, width, x, y, rows):
+    """Write y[t, r] = W[r] . x[t] for the tokens t, and r in range(*rows).
 
-    ``place`` has the addresses of the weights (O, ``inputs``), of the dtype of ``like``, and of
+    ``place`` has the addresses of the weights (O, ``width``), of the dtype of ``like``, and of
     their scales; ``x`` (T, stride) has rows of whole Lanes.
     """
-    m = Matrix(pointer(place[0], like), pointer(place[1], no_bias), group, inputs, no_bias)
-    multiply(m, rows, x, x.shape[1], y, y.shape[1], x.shape[0])
+    m = Matrix(pointer(place[0], like), pointer(place[1], y), group, width, None)
+    inputs, outputs = Vectors(data(x), 0, x.shape[1]), Vectors(data(y), 0, y.shape[1])
+    multiply(m, rows, inputs, outputs, x.shape[0])
