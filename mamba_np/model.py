@@ -5,6 +5,7 @@ backend. The steps themselves are in ``reference``.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -159,26 +160,59 @@ class MambaModel(PretrainedModel):
         )
 
     def _advance(
-        self, batch: Batch, cache: MambaCache | None, use_cache: bool | None, keep_all: bool
+        self,
+        batch: Batch,
+        cache: MambaCache | None,
+        use_cache: bool | None,
+        keep_all: bool,
+        last: int | None = None,
     ) -> tuple[list[NDArray], MambaCache | None]:
-        """Return the packed hidden states, all of them or the last, and the cache if wanted."""
+        """Return the packed hidden states, all of them or the last, and the cache if wanted.
+
+        If only the ``last`` so many positions are wanted, the result may begin later than the
+        batch, and memory does not grow with its length.
+        """
         rows, given = batch.shape[0], cache is not None
         cache = self.new_cache(rows) if cache is None else cache
         check_cache(cache, self.config, rows, self.compute_dtype, self.fingerprint)
+        keep_cache = _or_default(use_cache, self.config.use_cache)
+        if given and not keep_cache:
+            cache = cache.copy()  # the caller's stays as it is
+        if batch.ids is None or batch.lengths is not None or keep_all or last is None:
+            hidden = self._run(batch, cache.memory, keep_all)
+        else:
+            work = cache.copy()  # all or nothing
+            for piece in _pieces(batch, last):
+                hidden = self._run(piece, work.memory, keep_all)
+            for part, advanced in zip(cache.memory, work.memory, strict=True):
+                part[:] = advanced
+        if not keep_cache:
+            return hidden, None
+        cache.fingerprint = self.fingerprint
+        return hidden, cache
+
+    def _run(self, batch: Batch, memory: tuple[NDArray, NDArray], keep_all: bool) -> list[NDArray]:
         if batch.ids is None:
             x = batch.pack(cast(NDArray, batch.embeddings))
         else:
             ids = batch.pack(batch.ids)
             x = self._engine.embed(ids, self.params.embeddings, self.compute_dtype)
-        keep_cache = _or_default(use_cache, self.config.use_cache)
-        if given and not keep_cache:
-            cache = cache.copy()  # the caller's stays as it is
-        arguments = (x, self.params, self.config, cache.memory, batch.lengths, keep_all)
-        hidden = self._engine.run(*arguments)
-        if not keep_cache:
-            return hidden, None
-        cache.fingerprint = self.fingerprint
-        return hidden, cache
+        return self._engine.run(x, self.params, self.config, memory, batch.lengths, keep_all)
+
+
+PIECE = 4096
+"""Positions of all texts together whose outputs are computed, and forgotten, at once."""
+
+
+def _pieces(batch: Batch, last: int) -> Iterator[Batch]:
+    """Yield a batch of ids in pieces, of which the final one holds the ``last`` positions."""
+    ids, (rows, L) = cast(NDArray, batch.ids), batch.shape
+    length = max(1, PIECE // max(1, rows))
+    start = 0
+    while L - start > length + last:
+        yield batch._replace(shape=(rows, length), ids=ids[:, start : start + length])
+        start += length
+    yield batch._replace(shape=(rows, L - start), ids=ids[:, start:])
 
 
 class MambaForCausalLM(PretrainedModel, GenerationMixin):
@@ -241,7 +275,8 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin):
         if labels is not None:
             labels = check_labels(labels, batch.shape, self.config.vocab_size)
         keep_all = _or_default(output_hidden_states, self.config.output_hidden_states)
-        hidden, cache = backbone._advance(batch, cache_params, use_cache, keep_all)
+        last = -keep.start if labels is None and isinstance(keep, slice) and keep.start else None
+        hidden, cache = backbone._advance(batch, cache_params, use_cache, keep_all, last)
         loss = None
         if labels is None:
             logits = self._score(batch.unpack(hidden[-1])[:, keep])

@@ -3,6 +3,7 @@ test_laws."""
 
 import copy
 import pickle
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,6 +11,7 @@ from multiprocessing import get_all_start_methods, get_context
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 from tolerances import assert_close_to_scale, tolerance
 
 from mamba_np import (
@@ -407,3 +409,70 @@ def test_a_forked_process_can_use_the_model(model):
             found = pool.starmap(_continue, [(model, IDS)] * 4)
     for text in found:
         np.testing.assert_array_equal(text, expected)
+
+
+# --- long prompts --------------------------------------------------------------------------------
+
+LONG = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("last", [1, 5, 30])
+def test_a_prompt_read_in_pieces_is_the_prompt(monkeypatch, backend, rows, last):
+    model = MambaForCausalLM(MambaConfig(**LONG), rng=0, backend=backend)
+    ids = np.random.default_rng(1).integers(0, 40, (rows, 50))
+    whole = model(ids)
+    monkeypatch.setattr("mamba_np.model.PIECE", 12)
+    pieces = model(ids, logits_to_keep=last)
+    assert pieces.logits.shape == (rows, last, 40)
+    assert_allclose(pieces.logits, whole.logits[:, -last:], rtol=1e-5, atol=1e-5)
+    for part, expected in zip(pieces.cache_params.memory, whole.cache_params.memory, strict=True):
+        assert_allclose(part, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_interrupted_prompt_leaves_the_cache_as_it_was(monkeypatch):
+    model = MambaForCausalLM(MambaConfig(**LONG), rng=0)
+    ids = np.random.default_rng(1).integers(0, 40, (1, 50))
+    cache = model(ids[:, :5]).cache_params
+    before = [part.copy() for part in cache.memory]
+    calls, embed = [], model._engine.embed
+
+    def stop_at_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return embed(*arguments)
+
+    monkeypatch.setattr(model._engine, "embed", stop_at_third)
+    monkeypatch.setattr("mamba_np.model.PIECE", 12)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids, cache_params=cache, logits_to_keep=1)
+    assert all((a == b).all() for a, b in zip(cache.memory, before, strict=True))
+
+
+def peak_of(call):
+    """Return the bytes that Python and NumPy allocate at most during a call."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_prompt():
+    model = MambaForCausalLM(MambaConfig(**LONG), rng=0)
+    ids = np.random.default_rng(1).integers(0, 40, (1, 40000))
+    model(ids[:, :600], logits_to_keep=1)
+    short, long = (peak_of(lambda n=n: model(ids[:, :n], logits_to_keep=1)) for n in (10000, 40000))
+    assert long - short < 0.1 * short
+
+
+def test_a_step_allocates_what_it_returns_and_little_else():
+    model = MambaForCausalLM(MambaConfig(**{**LONG, "vocab_size": 20000}), rng=0)
+    token = np.ones((1, 1), int)
+    cache = model(token).cache_params
+    step = lambda: model(token, cache_params=cache, logits_to_keep=1)  # noqa: E731
+    step()
+    assert 4 * 20000 < peak_of(step) < 4 * 20000 + 20000

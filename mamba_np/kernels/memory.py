@@ -131,7 +131,7 @@ def fetch(typing, array, index):
 
     def emit(context, builder, sig, args):
         byte, kind = ir.IntType(8).as_pointer(), [_INT] * 3
-        place = _place(context, builder, sig.args[0], args[0], args[1], byte.pointee)
+        place = _place(context, builder, sig.args[0], args[0], args[1], ir.IntType(8))
         known = builder.module.globals.get("llvm.prefetch.p0")
         signature = ir.FunctionType(ir.VoidType(), [byte, *kind])
         function = known or ir.Function(builder.module, signature, "llvm.prefetch.p0")
