@@ -96,7 +96,8 @@ def map_arrays(function: Callable[[str, NDArray], NDArray], params: Params) -> P
     if not params.tied:
         return replace(params, **each(params), layers=layers)
     own = each(replace(params, lm_head=None))
-    return replace(params, **own, lm_head=own["embeddings"], layers=layers)
+    shared = own.get("embeddings", params.embeddings)  # int8 ones are no arrays, and stay
+    return replace(params, **own, lm_head=shared, layers=layers)
 
 
 def convert(params: Params, dtype: str | np.dtype) -> Params:

@@ -25,6 +25,7 @@ from .errors import CheckpointError, InputError
 from .files import json_text, make_folder, own_file, replacing
 from .hub import HubOptions, split_hub_options
 from .init import init_params
+from .int8 import is_int8, quantised, refuse
 from .params import DTYPES, Params, as_dtype, compute_dtype, map_arrays
 
 
@@ -63,7 +64,9 @@ class PretrainedModel:
         self.config = config
         backends.resolve(backend)  # the name, before any work
         if params is None:
-            params = init_params(config, rng, scheme=init_scheme, dtype=dtype, head=self.has_head)
+            drawn = "float32" if is_int8(dtype) else dtype
+            params = init_params(config, rng, scheme=init_scheme, dtype=drawn, head=self.has_head)
+            params = quantised(params) if is_int8(dtype) else params
         check_params(params, config)
         self.params = params
         self.backend = backends.resolve(backend, config, self.compute_dtype)
@@ -84,10 +87,10 @@ class PretrainedModel:
     ) -> Self:
         """Load a model from a folder or from the Hugging Face hub.
 
-        ``dtype`` is how weights are stored: float32, float64, bfloat16, float16, or "auto" for
-        what the files hold; ``torch_dtype`` is its older name. Activations and states are
-        float32, or float64 in a float64 model. ``options`` are those of ``hub.HubOptions``:
-        revision, token, cache_dir, local_files_only, subfolder.
+        ``dtype`` is how weights are stored: float32, float64, bfloat16, float16, int8 (see
+        ``int8``), or "auto" for what the files hold; ``torch_dtype`` is its older name.
+        Activations and states are float32, or float64 in a float64 model. ``options`` are those
+        of ``hub.HubOptions``: revision, token, cache_dir, local_files_only, subfolder.
 
         Weights that the files hold in that dtype are mapped, not copied. They are read-only until
         ``make_writeable`` is called. Raises FileMissingError, ConfigError, CheckpointError or
@@ -99,15 +102,17 @@ class PretrainedModel:
         hub_options, unknown = split_hub_options(options)
         if unknown:
             raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(unknown)}")
-        wanted = None if dtype == "auto" else as_dtype(dtype)
+        as_stored = dtype == "auto" or is_int8(dtype)
+        wanted = None if as_stored else as_dtype(dtype)
         backends.resolve(backend)  # the name, before any file is read
         folder = locate_model(name_or_path, hub_options)
         storage = stored_dtype(folder) if wanted is None else wanted
         if config is None:
             config = MambaConfig.from_file(own_file(folder, CONFIG_NAME))
         params = read_params(folder, config, storage, head=cls.has_head)
+        params = quantised(params) if is_int8(dtype) else params
         model = cls(config, params=params, backend=backend)
-        source = Source(_absolute(name_or_path), storage.name, model.backend, hub_options)
+        source = Source(_absolute(name_or_path), model.dtype.name, model.backend, hub_options)
         model._loaded = (params, source)
         model._after_loading(folder)
         return model
@@ -124,6 +129,7 @@ class PretrainedModel:
         InputError for parameters that do not fit the configuration, FileMissingError for what
         cannot be written.
         """
+        refuse(self.params, "save_pretrained", "load the model in another dtype and save that")
         check_params(self.params, self.config)
         folder = make_folder(folder)
         # What could go wrong with the small files goes wrong before the weights are replaced.
@@ -170,8 +176,10 @@ class PretrainedModel:
     def make_writeable(self) -> Self:
         """Give the model private copies of its parameters, so that they can be changed in place.
 
-        Returns the model. A changed model pickles by value instead of by its files.
+        Returns the model. A changed model pickles by value instead of by its files. Raises
+        InputError for int8 weights.
         """
+        refuse(self.params, "make_writeable", "load the model in another dtype")
         self.params = map_arrays(lambda _, array: array.copy(), self.params)
         return self
 
@@ -181,8 +189,9 @@ class PretrainedModel:
         """Cut or extend the vocabulary, the head with it; return the new embeddings (V', D).
 
         New rows are drawn from N(0, config.initializer_range). Raises InputError for a size
-        below 1.
+        below 1 and for int8 weights.
         """
+        refuse(self.params, "resize_token_embeddings", "load the model in another dtype")
         new_num_tokens = integer("new_num_tokens", new_num_tokens, error=InputError)
         rng = np.random.default_rng(rng)
 

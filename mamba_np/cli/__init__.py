@@ -1,4 +1,4 @@
-"""The command line: ``mamba-np generate``, ``score``, ``info`` and ``convert``.
+"""The command line: ``mamba-np generate``, ``score``, ``info`` and others.
 
 What a command computes is a function elsewhere in the package; here are only options, files and
 what is printed. Nothing heavy is imported before a command runs, so that ``--help`` is quick.
@@ -18,8 +18,7 @@ from .. import __version__
 from ..errors import MambaError
 
 # Each is a module here, with a function `command`.
-# Each is a module here, with a function `command`.
-COMMANDS = ("generate", "score", "info", "convert", "warmup")
+COMMANDS = ("generate", "score", "info", "convert", "warmup", "bench")
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE

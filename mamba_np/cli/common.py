@@ -109,7 +109,7 @@ model_options = option_group(
     ),
     click.option(
         "--dtype",
-        type=click.Choice(DTYPES),
+        type=click.Choice((*DTYPES, "int8")),
         default="float32",
         show_default=True,
         help="How weights are held in memory; float64 also computes in float64.",

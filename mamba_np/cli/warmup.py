@@ -2,7 +2,7 @@
 
 import click
 
-STORED = ("float32", "bfloat16", "float16")
+STORED = ("float32", "bfloat16", "float16", "int8")
 
 HELP = """Compile the kernels, so that no later command waits for it.
 
