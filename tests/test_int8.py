@@ -203,3 +203,13 @@ def test_the_command_line_loads_int8():
     refused = run("convert", "somewhere", "elsewhere", "--dtype", "int8")
     assert refused.exit_code == 2
     assert "int8" in refused.output
+
+
+def test_a_text_beside_others_is_the_text_alone_bit_for_bit(drawn):
+    model = MambaForCausalLM(MambaConfig(**SIZES), params=quantised(drawn.params, 32))
+    ids = np.random.default_rng(1).integers(0, 70, (5, 2))
+    together = model(ids[:, 1:], cache_params=model(ids[:, :1]).cache_params).logits
+    for row in range(5):
+        one = ids[row : row + 1]
+        alone = model(one[:, 1:], cache_params=model(one[:, :1]).cache_params).logits
+        assert_array_equal(together[row], alone[0])

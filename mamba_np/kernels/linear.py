@@ -16,6 +16,10 @@ from .options import INLINE, inline, kernel
 
 ZERO = np.float32(0)
 
+AHEAD = 2048
+"""How many int8 weights before they are read memory is asked for: widening them takes so long that
+the processor does not look far enough ahead by itself."""
+
 
 class Matrix(NamedTuple):
     """A weight matrix (O, I) as kernels see it: addresses and sizes.
@@ -81,10 +85,18 @@ def _dot_int8(m, row, x, first):
     groups = (m.inputs + m.group - 1) // m.group
     sums = spread(ZERO)
     for g in range(groups):
-        start = g * m.group
+        start, place = g * m.group, row * m.inputs + g * m.group
         count = min(m.group, m.inputs - start)
-        part = _dot_piece(spread(ZERO), m.weights, row * m.inputs + start, x, first + start, count)
-        sums = sums + part * at(m.scales, row * groups + g)
+        pairs = count - count % (2 * WIDTH)
+        even, odd = spread(ZERO), spread(ZERO)  # neither waits for the other
+        for k in range(0, pairs, 2 * WIDTH):
+            i = first + start + k
+            fetch(m.weights, place + k + AHEAD)
+            even = multiply_add(load(m.weights, place + k), load(x, i), even)
+            odd = multiply_add(load(m.weights, place + k + WIDTH), load(x, i + WIDTH), odd)
+        i = first + start + pairs
+        even = _dot_piece(even, m.weights, place + pairs, x, i, count - pairs)
+        sums = sums + (even + odd) * at(m.scales, row * groups + g)
     return total(sums)
 
 
@@ -106,24 +118,30 @@ def _dot(m, row, x, first):
 
 
 @inline
-def _four_piece(sums, m, start, x, first, stride, count):
-    """Do what ``_dot_piece`` does for four vectors that lie ``stride`` apart.
+def _four_loop(sums, m, start, x, first, stride, count, step):
+    """Add products to 16 running sums of each of four vectors: of every ``step``-th weight on.
 
     The arithmetic of four takes longer than reading one row, so the next is asked for meanwhile.
     """
-    weights = m.weights
     s0, s1, s2, s3 = sums
-    whole = count - count % WIDTH
-    for k in range(0, whole, WIDTH):
-        w, i = load(weights, start + k), first + k
-        fetch(weights, start + k + m.inputs)
+    for k in range(0, count, step):
+        w, i = load(m.weights, start + k), first + k
+        fetch(m.weights, start + k + m.inputs)
         s0 = multiply_add(w, load(x, i), s0)
         s1 = multiply_add(w, load(x, i + stride), s1)
         s2 = multiply_add(w, load(x, i + 2 * stride), s2)
         s3 = multiply_add(w, load(x, i + 3 * stride), s3)
+    return s0, s1, s2, s3
+
+
+@inline
+def _four_piece(sums, m, start, x, first, stride, count):
+    """Do what ``_dot_piece`` does for four vectors that lie ``stride`` apart."""
+    whole = count - count % WIDTH
+    s0, s1, s2, s3 = _four_loop(sums, m, start, x, first, stride, whole, WIDTH)
     if whole < count:
         rest, i = count - whole, first + whole
-        w = load_part(weights, start + whole, rest)
+        w = load_part(m.weights, start + whole, rest)
         s0 = multiply_add(w, load_part(x, i, rest), s0)
         s1 = multiply_add(w, load_part(x, i + stride, rest), s1)
         s2 = multiply_add(w, load_part(x, i + 2 * stride, rest), s2)
@@ -145,14 +163,16 @@ def _four_int8(m, row, x, first, stride):
     groups = (m.inputs + m.group - 1) // m.group
     s0, s1, s2, s3 = _nothing()
     for g in range(groups):
-        start = g * m.group
-        count = min(m.group, m.inputs - start)
-        p0, p1, p2, p3 = _four_piece(
-            _nothing(), m, row * m.inputs + start, x, first + start, stride, count
-        )
+        start, place = first + g * m.group, row * m.inputs + g * m.group
+        count = min(m.group, m.inputs - g * m.group)
+        pairs = count - count % (2 * WIDTH)
+        even = _four_loop(_nothing(), m, place, x, start, stride, pairs, 2 * WIDTH)
+        after = start + WIDTH
+        odd = _four_loop(_nothing(), m, place + WIDTH, x, after, stride, pairs, 2 * WIDTH)
+        even = _four_piece(even, m, place + pairs, x, start + pairs, stride, count - pairs)
         scale = at(m.scales, row * groups + g)
-        s0, s1 = s0 + p0 * scale, s1 + p1 * scale
-        s2, s3 = s2 + p2 * scale, s3 + p3 * scale
+        s0, s1 = s0 + (even[0] + odd[0]) * scale, s1 + (even[1] + odd[1]) * scale
+        s2, s3 = s2 + (even[2] + odd[2]) * scale, s3 + (even[3] + odd[3]) * scale
     return s0, s1, s2, s3
 
 

@@ -11,10 +11,14 @@ from . import vectorised  # noqa: F401
 from .barrier import wait
 from .lanes import WIDTH, spread
 from .linear import ZERO, Matrix, Vectors, multiply, with_bias
-from .memory import at, data, get, load, pointer, set_, store
+from .memory import at, data, fetch, get, load, pointer, set_, store
 from .options import inline, kernel
 from .packing import FIELDS
 from .rows import add_row, norm_row
+
+LATER = 8 * WIDTH
+"""How many channels before they are computed their parameters and states are asked for: these lie
+in many rows, each of which the processor would have to notice by itself."""
 
 (
     NORM, IN_PROJ, IN_SCALES, IN_BIAS, CONV, CONV_BIAS, X_PROJ, X_SCALES, DT_PROJ, DT_BIAS,
@@ -135,11 +139,14 @@ def _advance_states(w, layer, s, work, memory, batch, channels):
             count = min(WIDTH, channels[1] - e)
             delta = spread(ZERO)
             for r in range(s.R):
+                fetch(dt, r * s.E_pad + e + LATER)
                 delta = delta + load(dt, r * s.E_pad + e) * at(work.mixed, mixed + r)
             delta = eq.softplus(delta + load(dt_bias, e))  # the bias is large: it comes last
             x, y = load(work.x, b * s.E_pad + e), spread(ZERO)
             drive = delta * x
             for n in range(s.N):
+                fetch(A_per_octave, n * s.E_pad + e + LATER)
+                fetch(ssm, states + n * s.E + e + LATER)
                 A_bar = eq.decay(delta, load(A_per_octave, n * s.E_pad + e))
                 h = get(ssm, states + n * s.E + e, count)
                 h = eq.state_update(h, A_bar, drive * at(work.mixed, mixed + s.R + n))
