@@ -5,6 +5,7 @@ a group becomes 127 or -127, and the others are rounded to the nearest step in b
 weight moves by more than half a step: max|w| / 254. Activations stay float32.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -60,6 +61,9 @@ class Int8Matrix:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __iter__(self) -> Iterator[NDArray]:
+        return (self[row] for row in range(len(self)))
 
     def __getitem__(self, rows: Any) -> Any:
         """Return rows: an Int8Matrix for a slice, else float32 (..., I). Raises IndexError."""

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import fields, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -162,11 +163,12 @@ def test_from_pretrained(tmp_path, drawn, stored):
     assert model.params.tied
     assert "int8" in repr(model)
     assert model.num_parameters() == source.num_parameters()
+    layer: Any
     layer, expected = model.params.layers[1], source.params.layers[1]
     assert_array_equal(layer.in_proj.values, quantise(expected.in_proj, GROUP).values)
     assert layer.dt_proj.dtype == layer.A_log.dtype == np.float32
     assert_array_equal(layer.dt_proj, expected.dt_proj.astype(np.float32))
-    assert MambaModel.from_pretrained(tmp_path / "b", dtype=np.int8).dtype == np.int8
+    assert MambaModel.from_pretrained(tmp_path / "b", dtype=np.dtype(np.int8)).dtype == np.int8
 
 
 def save(model, folder):
@@ -177,7 +179,7 @@ def save(model, folder):
 def test_generation_copies_and_pickles(tmp_path, drawn):
     model = MambaForCausalLM.from_pretrained(save(drawn, tmp_path), dtype="int8")
     ids = np.array([[1, 2, 3]])
-    tokens = model.generate(ids, max_new_tokens=5, do_sample=False)
+    tokens: Any = model.generate(ids, max_new_tokens=5, do_sample=False)
     assert tokens.shape == (1, 8)
     assert model.find_non_finite() is None
     for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):

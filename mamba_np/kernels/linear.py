@@ -118,27 +118,20 @@ def _dot(m, row, x, first):
 
 
 @inline
-def _four_loop(sums, m, start, x, first, stride, count, step):
-    """Add products to 16 running sums of each of four vectors: of every ``step``-th weight on.
+def _four_piece(sums, m, start, x, first, stride, count):
+    """Do what ``_dot_piece`` does for four vectors that lie ``stride`` apart.
 
     The arithmetic of four takes longer than reading one row, so the next is asked for meanwhile.
     """
     s0, s1, s2, s3 = sums
-    for k in range(0, count, step):
+    whole = count - count % WIDTH
+    for k in range(0, whole, WIDTH):
         w, i = load(m.weights, start + k), first + k
         fetch(m.weights, start + k + m.inputs)
         s0 = multiply_add(w, load(x, i), s0)
         s1 = multiply_add(w, load(x, i + stride), s1)
         s2 = multiply_add(w, load(x, i + 2 * stride), s2)
         s3 = multiply_add(w, load(x, i + 3 * stride), s3)
-    return s0, s1, s2, s3
-
-
-@inline
-def _four_piece(sums, m, start, x, first, stride, count):
-    """Do what ``_dot_piece`` does for four vectors that lie ``stride`` apart."""
-    whole = count - count % WIDTH
-    s0, s1, s2, s3 = _four_loop(sums, m, start, x, first, stride, whole, WIDTH)
     if whole < count:
         rest, i = count - whole, first + whole
         w = load_part(m.weights, start + whole, rest)
@@ -159,20 +152,39 @@ def _four_floats(m, row, x, first, stride):
     return _four_piece(_nothing(), m, row * m.inputs, x, first, stride, m.inputs)
 
 
+@inline
+def _four_group(m, start, x, first, stride, count):
+    """Return a group's products of four vectors, summed as ``_dot_int8`` does."""
+    e0, e1, e2, e3 = _nothing()
+    o0, o1, o2, o3 = _nothing()
+    pairs = count - count % (2 * WIDTH)
+    for k in range(0, pairs, 2 * WIDTH):
+        fetch(m.weights, start + k + m.inputs)
+        w, v, i = load(m.weights, start + k), load(m.weights, start + k + WIDTH), first + k
+        e0 = multiply_add(w, load(x, i), e0)
+        e1 = multiply_add(w, load(x, i + stride), e1)
+        e2 = multiply_add(w, load(x, i + 2 * stride), e2)
+        e3 = multiply_add(w, load(x, i + 3 * stride), e3)
+        i += WIDTH
+        o0 = multiply_add(v, load(x, i), o0)
+        o1 = multiply_add(v, load(x, i + stride), o1)
+        o2 = multiply_add(v, load(x, i + 2 * stride), o2)
+        o3 = multiply_add(v, load(x, i + 3 * stride), o3)
+    even, rest = (e0, e1, e2, e3), count - pairs
+    e0, e1, e2, e3 = _four_piece(even, m, start + pairs, x, first + pairs, stride, rest)
+    return e0 + o0, e1 + o1, e2 + o2, e3 + o3
+
+
 def _four_int8(m, row, x, first, stride):
     groups = (m.inputs + m.group - 1) // m.group
     s0, s1, s2, s3 = _nothing()
     for g in range(groups):
-        start, place = first + g * m.group, row * m.inputs + g * m.group
-        count = min(m.group, m.inputs - g * m.group)
-        pairs = count - count % (2 * WIDTH)
-        even = _four_loop(_nothing(), m, place, x, start, stride, pairs, 2 * WIDTH)
-        after = start + WIDTH
-        odd = _four_loop(_nothing(), m, place + WIDTH, x, after, stride, pairs, 2 * WIDTH)
-        even = _four_piece(even, m, place + pairs, x, start + pairs, stride, count - pairs)
+        start = g * m.group
+        count = min(m.group, m.inputs - start)
+        p0, p1, p2, p3 = _four_group(m, row * m.inputs + start, x, first + start, stride, count)
         scale = at(m.scales, row * groups + g)
-        s0, s1 = s0 + (even[0] + odd[0]) * scale, s1 + (even[1] + odd[1]) * scale
-        s2, s3 = s2 + (even[2] + odd[2]) * scale, s3 + (even[3] + odd[3]) * scale
+        s0, s1 = s0 + p0 * scale, s1 + p1 * scale
+        s2, s3 = s2 + p2 * scale, s3 + p3 * scale
     return s0, s1, s2, s3
 
 
