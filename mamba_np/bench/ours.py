@@ -112,16 +112,14 @@ class Scan:
 
 def _scan_call(L: int, E: int, N: int) -> tuple[NDArray, Any]:
     """Return the result (L, E padded) that a scan writes, and a function of the threads to use."""
-    from ..kernels.packing import padded
+    from ..kernels.packing import aligned, padded
     from ..kernels.scan import Channels, Sequence, selective_scan
 
     x, delta, A, B, C = scan_arrays(L, E, N)
     wide = padded(E)
-    rows = {"x": x, "delta": eq.inverse_softplus(delta), "z": np.ones_like(x)}
-    x, delta, z = (_widened(array, wide) for array in rows.values())
-    A_per_octave = _widened(eq.per_octave(A).T, wide)
-    ones, zeros = _widened(np.ones((1, E), np.float32), wide)[0], np.zeros(wide, np.float32)
-    y, h = np.empty_like(x), np.zeros((1, N, wide), np.float32)
+    x, delta, z = (_widened(a) for a in (x, eq.inverse_softplus(delta), np.ones_like(x)))
+    A_per_octave, ones = _widened(eq.per_octave(A).T), _widened(np.ones((1, E), np.float32))[0]
+    zeros, y, h = aligned((wide,)), aligned(x.shape), aligned((1, N, wide))
     steps = np.array([L])
     sequence = Sequence(x, delta, wide, B.reshape(-1), C.reshape(-1), N, z.reshape(-1), wide)
     channels = Channels(A_per_octave, ones, zeros, wide, N, True)
@@ -135,9 +133,11 @@ def _scan_call(L: int, E: int, N: int) -> tuple[NDArray, Any]:
     return y, run
 
 
-def _widened(array: NDArray, width: int) -> NDArray:
-    """Return (rows, channels) with zeros up to ``width`` channels, float32."""
-    result = np.zeros((len(array), width), np.float32)
+def _widened(array: NDArray) -> NDArray:
+    """Return (rows, channels) as a model has them: from a cache line on, to whole Lanes."""
+    from ..kernels.packing import aligned, padded
+
+    result = aligned((len(array), padded(array.shape[1])))
     result[:, : array.shape[1]] = array
     return result
 

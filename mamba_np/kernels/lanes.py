@@ -4,6 +4,7 @@ A compiler turns plain loops into vector instructions when it can prove enough a
 falls back to one number at a time when it cannot. Kernels here do not leave that to luck: they
 load 16 neighbours as one value, compute with it as with a number, and store it. LLVM maps the
 value to what the processor has: one AVX-512 register, two of AVX2, four of NEON or SSE.
+``four`` joins four Lanes to one value, whose arithmetic goes through the four in turns.
 
     x, y = load(a, i), load(b, i)
     store(c, i, x * y + 1)
@@ -35,16 +36,24 @@ _FLOAT, _INT, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
 
 
 class _Vector(types.Type):
-    """The Numba type of 16 equal elements."""
+    """The Numba type of 16 equal elements, or of four times as many."""
 
-    def __init__(self, name: str, element: ir.Type):
+    def __init__(self, name: str, element: ir.Type, width: int = WIDTH):
         super().__init__(name=name)
-        self.llvm = ir.VectorType(element, WIDTH)
+        self.llvm = ir.VectorType(element, width)
 
 
 LANES = _Vector("Lanes", _FLOAT)
 BITS = _Vector("Bits", _INT)  # the same 16 places as int32: bit patterns of float32 numbers
 MASK = _Vector("Mask", _BIT)  # 16 times yes or no
+FOUR_LANES = _Vector("FourLanes", _FLOAT, 4 * WIDTH)
+FOUR_BITS = _Vector("FourBits", _INT, 4 * WIDTH)
+FOUR_MASKS = _Vector("FourMasks", _BIT, 4 * WIDTH)
+
+FLOATS = (LANES, FOUR_LANES)
+_BITS_OF = {LANES: BITS, FOUR_LANES: FOUR_BITS}
+_MASK_OF = {LANES: MASK, FOUR_LANES: FOUR_MASKS}
+FLOATS_OF = {vector: floats for table in (_BITS_OF, _MASK_OF) for floats, vector in table.items()}
 
 
 @register_model(_Vector)
@@ -56,13 +65,16 @@ class _VectorModel(models.PrimitiveModel):
 def _spread(builder, value, vector: _Vector):
     """Return an LLVM vector with ``value`` in every place."""
     one = builder.insert_element(ir.Constant(vector.llvm, ir.Undefined), value, _INT(0))
-    zeros = ir.Constant(ir.VectorType(_INT, WIDTH), None)
+    zeros = ir.Constant(ir.VectorType(_INT, vector.llvm.count), None)
     return builder.shuffle_vector(one, ir.Constant(vector.llvm, ir.Undefined), zeros)
 
 
 # --- arithmetic ------------------------------------------------------------------------------
 
-_SCALAR = {LANES: types.float32, BITS: types.int32}
+_SCALAR = {
+    **dict.fromkeys(FLOATS, types.float32),
+    **dict.fromkeys(_BITS_OF.values(), types.int32),
+}
 
 
 def _define(function, emit, vector: _Vector, result: _Vector, flags: tuple[str, ...] = ()):
@@ -94,12 +106,14 @@ for _function, _method in (
     (operator.mul, ir.IRBuilder.fmul),
     (operator.truediv, ir.IRBuilder.fdiv),
 ):
-    _define(_function, _method, LANES, LANES, _FLAGS)
+    for _vector in FLOATS:
+        _define(_function, _method, _vector, _vector, _FLAGS)
 for _function, _method in (
     (operator.add, ir.IRBuilder.add),
     (operator.lshift, ir.IRBuilder.shl),
 ):
-    _define(_function, _method, BITS, BITS)
+    for _vector in _BITS_OF.values():
+        _define(_function, _method, _vector, _vector)
 
 
 def _comparison(sign: str):
@@ -109,23 +123,27 @@ def _comparison(sign: str):
 for _function, _sign in (
     (operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="),
 ):  # fmt: skip
-    _define(_function, _comparison(_sign), LANES, MASK)
+    for _vector, _mask in _MASK_OF.items():
+        _define(_function, _comparison(_sign), _vector, _mask)
 
 
 def _unary(function, emit):
     @infer_global(function)
     class _Template(AbstractTemplate):
         def generic(self, args, kws):
-            return signature(LANES, LANES) if tuple(args) == (LANES,) else None
+            return signature(*args, *args) if len(args) == 1 and args[0] in FLOATS else None
 
-    @lower_builtin(function, LANES)
-    def _lower(context, builder, sig, args):
-        return emit(builder, args[0])
+    for vector in FLOATS:
+
+        @lower_builtin(function, vector)
+        def _lower(context, builder, sig, args):
+            return emit(builder, args[0])
 
 
 def _absolute(builder, x):
-    without_sign = ir.Constant(BITS.llvm, [0x7FFFFFFF] * WIDTH)
-    return builder.bitcast(builder.and_(builder.bitcast(x, BITS.llvm), without_sign), LANES.llvm)
+    bits = ir.VectorType(_INT, x.type.count)
+    without_sign = ir.Constant(bits, [0x7FFFFFFF] * x.type.count)
+    return builder.bitcast(builder.and_(builder.bitcast(x, bits), without_sign), x.type)
 
 
 _unary(operator.neg, ir.IRBuilder.fneg)
@@ -135,13 +153,14 @@ _unary(abs, _absolute)
 @intrinsic
 def select(typing, condition, x, y):
     """Return x where the condition holds, else y, place by place."""
-    if condition is not MASK:
+    if condition not in _MASK_OF.values():
         return None
-    sig = signature(LANES, condition, x, y)
+    vector = FLOATS_OF[condition]
+    sig = signature(vector, condition, x, y)
 
     def emit(context, builder, sig, args):
         wide = [
-            value if kind is LANES else _spread(builder, value, LANES)
+            value if kind is vector else _spread(builder, value, vector)
             for kind, value in zip(sig.args[1:], args[1:], strict=True)
         ]
         return builder.select(args[0], *wide)
@@ -151,14 +170,14 @@ def select(typing, condition, x, y):
 
 @overload(np.minimum)
 def _minimum(x1, x2):
-    if x1 is LANES:  # a NaN in x1 stays: comparisons with it are false
+    if x1 in FLOATS:  # a NaN in x1 stays: comparisons with it are false
         return lambda x1, x2: select(x1 > x2, x2, x1)
     return None
 
 
 @overload(np.maximum)
 def _maximum(x1, x2):
-    if x1 is LANES:
+    if x1 in FLOATS:
         return lambda x1, x2: select(x1 < x2, x2, x1)
     return None
 
@@ -166,16 +185,18 @@ def _maximum(x1, x2):
 @intrinsic
 def bits_of(typing, x):
     """Return the bit patterns of 16 float32 numbers, or of one."""
-    if x is LANES:
-        return BITS(LANES), lambda c, builder, s, args: builder.bitcast(args[0], BITS.llvm)
+    if x in FLOATS:
+        bits = _BITS_OF[x]
+        return bits(x), lambda c, builder, s, args: builder.bitcast(args[0], bits.llvm)
     return types.int32(types.float32), lambda c, b, s, args: b.bitcast(args[0], _INT)
 
 
 @intrinsic
 def from_bits(typing, bits):
     """Return the float32 numbers that have these bit patterns."""
-    if bits is BITS:
-        return LANES(BITS), lambda c, builder, s, args: builder.bitcast(args[0], LANES.llvm)
+    if bits in FLOATS_OF:
+        floats = FLOATS_OF[bits]
+        return floats(bits), lambda c, builder, s, args: builder.bitcast(args[0], floats.llvm)
     return types.float32(types.int32), lambda c, b, s, args: b.bitcast(args[0], _FLOAT)
 
 
@@ -229,3 +250,42 @@ def total(typing, x):
         return builder.extract_element(part, _INT(0))
 
     return types.float32(LANES), emit
+
+
+# --- four at once --------------------------------------------------------------------------------
+
+
+@intrinsic
+def four(typing, a, b, c, d):
+    """Return four Lanes as one value, or four numbers, each in the 16 places of its Lanes.
+
+    What is computed of it is computed of the four in turns: a processor that waits for a result
+    of one has the others to go on with.
+    """
+
+    def emit(context, builder, sig, args):
+        if a is not LANES:
+            args = [_spread(builder, number, LANES) for number in args]
+        pairs = _joined(builder, *args[:2]), _joined(builder, *args[2:])
+        return _joined(builder, *pairs)
+
+    return FOUR_LANES(a, b, c, d), emit
+
+
+@intrinsic(prefer_literal=True)
+def one_of(typing, lanes, which):
+    """Return one of four Lanes; ``which`` is written as a number."""
+    first = which.literal_value * WIDTH
+    places = ir.Constant(BITS.llvm, list(range(first, first + WIDTH)))
+
+    def emit(context, builder, sig, args):
+        return builder.shuffle_vector(args[0], ir.Constant(args[0].type, ir.Undefined), places)
+
+    return LANES(lanes, which), emit
+
+
+def _joined(builder, low, high):
+    """Return two LLVM vectors of the same width as one."""
+    width = 2 * low.type.count
+    places = ir.Constant(ir.VectorType(_INT, width), list(range(width)))
+    return builder.shuffle_vector(low, high, places)

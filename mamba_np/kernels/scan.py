@@ -11,9 +11,9 @@ import numpy as np
 
 from .. import equations as eq
 from . import vectorised  # noqa: F401
-from .lanes import WIDTH, spread
+from .lanes import WIDTH, four, one_of, spread
 from .linear import ZERO
-from .memory import at, first_aligned, get, load, set_, store
+from .memory import at, data, fetch, first_aligned, get, load, set_, store
 from .options import inline, kernel
 
 STEPS = 64
@@ -50,33 +50,51 @@ def _advance(h, delta, A, drive, B):
 
 
 @inline
-def four_states(s, c, n, first, steps, e, place, scratch):
+def four_states(s, c, n, first, steps, e, place, scratch, later):
     """Take the states n to n + 3 of 16 channels through a block of steps.
 
     ``scratch`` is the room and where delta, delta * x and the sums C h of the steps lie in it;
-    ``place`` is where the first of the states lies.
+    ``place`` is where the first of the states lies. ``later`` says what to ask the memory for
+    meanwhile: a pointer, an index and how far apart the rows are.
     """
     room, deltas, drives, sums = scratch
-    a = n * c.stride + e
-    A0, A1 = load(c.A_per_octave, a), load(c.A_per_octave, a + c.stride)
-    A2, A3 = load(c.A_per_octave, a + 2 * c.stride), load(c.A_per_octave, a + 3 * c.stride)
-    h0, h1 = load(room, place), load(room, place + WIDTH)
-    h2, h3 = load(room, place + 2 * WIDTH), load(room, place + 3 * WIDTH)
+    ahead, i, stride = later
+    A = _four_rows(c.A_per_octave, n * c.stride + e, c.stride)
+    h = _four_rows(room, place, WIDTH)
     k = first * s.weights_stride + n
     for t in range(steps):
+        fetch(ahead, i + t * stride)
         delta, drive = load(room, deltas + t * WIDTH), load(room, drives + t * WIDTH)
-        h0 = _advance(h0, delta, A0, drive, at(s.B, k))
-        h1 = _advance(h1, delta, A1, drive, at(s.B, k + 1))
-        h2 = _advance(h2, delta, A2, drive, at(s.B, k + 2))
-        h3 = _advance(h3, delta, A3, drive, at(s.B, k + 3))
-        y = h0 * at(s.C, k) + h1 * at(s.C, k + 1)
-        y = y + (h2 * at(s.C, k + 2) + h3 * at(s.C, k + 3))  # in pairs: fewer roundings
+        B = four(at(s.B, k), at(s.B, k + 1), at(s.B, k + 2), at(s.B, k + 3))
+        h = _advance(h, four(delta, delta, delta, delta), A, four(drive, drive, drive, drive), B)
+        y = one_of(h, 0) * at(s.C, k) + one_of(h, 1) * at(s.C, k + 1)
+        y = y + (one_of(h, 2) * at(s.C, k + 2) + one_of(h, 3) * at(s.C, k + 3))  # fewer roundings
         store(room, sums + t * WIDTH, load(room, sums + t * WIDTH) + y)
         k += s.weights_stride
-    store(room, place, h0)
-    store(room, place + WIDTH, h1)
-    store(room, place + 2 * WIDTH, h2)
-    store(room, place + 3 * WIDTH, h3)
+    for j, state in enumerate((one_of(h, 0), one_of(h, 1), one_of(h, 2), one_of(h, 3))):
+        store(room, place + j * WIDTH, state)
+
+
+@inline
+def _four_rows(array, i, stride):
+    j = i + 2 * stride
+    return four(load(array, i), load(array, i + stride), load(array, j), load(array, j + stride))
+
+
+@inline
+def _later(s, y, quarter, row, e):
+    """Return what ``four_states`` fetches: the rows of x, delta, z and y, one after the other.
+
+    The memory is idle while the states are computed, and a block begins with all of its rows.
+    """
+    i = row * s.stride + e
+    if quarter == 0:
+        return data(s.x), i, s.stride
+    if quarter == 1:
+        return data(s.delta), i, s.stride
+    if quarter == 2:
+        return data(s.z), row * s.z_stride + e, s.z_stride
+    return data(y), i, s.stride
 
 
 @inline
@@ -146,8 +164,12 @@ def selective_scan(s, c, h, y, length, row_steps, items):
         for begin in range(0, row_steps[b], STEPS):
             first, steps = b * length + begin, min(STEPS, row_steps[b] - begin)
             _prepare(s, c, first, steps, e, scratch)
+            row, channel = first + STEPS, e
+            if begin + STEPS >= row_steps[b]:  # the next channels' first block
+                row, channel = b * length, e + WIDTH
             for n in range(0, c.N - 3, 4):
-                four_states(s, c, n, first, steps, e, states + n * WIDTH, scratch)
+                later = _later(s, y, n // 4, row, channel)
+                four_states(s, c, n, first, steps, e, states + n * WIDTH, scratch, later)
             for n in range(c.N - c.N % 4, c.N):
                 one_state(s, c, n, first, steps, e, states + n * WIDTH, scratch)
             _finish(s, c, first, steps, e, scratch, y)

@@ -10,23 +10,23 @@ from numba.extending import overload, register_jitable
 
 from .. import equations as eq
 from .. import polynomials
-from .lanes import BITS, LANES, MASK, bits_of, from_bits, select, square_root
+from .lanes import FLOATS, FLOATS_OF, bits_of, from_bits, select, square_root
 from .options import INLINE
 
 
 @overload(polynomials.bits_of, jit_options=INLINE)
 def _bits_of(x):
-    return (lambda x: bits_of(x)) if x is LANES else None
+    return (lambda x: bits_of(x)) if x in FLOATS else None
 
 
 @overload(polynomials.from_bits, jit_options=INLINE)
 def _from_bits(bits):
-    return (lambda bits: from_bits(bits)) if bits is BITS else None
+    return (lambda bits: from_bits(bits)) if bits in FLOATS_OF else None
 
 
 @overload(eq.where, jit_options=INLINE)
 def _where(condition, x, y):
-    return (lambda condition, x, y: select(condition, x, y)) if condition is MASK else None
+    return (lambda condition, x, y: select(condition, x, y)) if condition in FLOATS_OF else None
 
 
 @overload(eq.sqrt, jit_options=INLINE)
@@ -39,7 +39,7 @@ def _of_lanes(general, polynomial):
 
     @overload(general, jit_options=INLINE)
     def _choose(x):
-        return polynomial if x is LANES else None
+        return polynomial if x in FLOATS else None
 
 
 for _name in ("exp", "exp2", "log1p"):
