@@ -77,7 +77,7 @@ class Chunk:
         self._scan(layer, states, items)
         member.barrier()
         low, high = product(member, self.x[:, : s.E], layer.out_proj, 0, self.out[:, : s.D])
-        self.out[:, low:high] += layer.out_proj_bias[low:high]
+        _add_bias(self.out[:, low:high], layer.out_proj_bias[low:high])
         member.barrier()
 
     def _project_in(self, member: Any, layer: PackedLayer) -> None:
@@ -86,7 +86,7 @@ class Chunk:
         for first, place in ((0, 0), (s.E, s.E_pad)):  # x, then z
             columns = self.inputs[:, place : place + s.E]
             low, high = product(member, u, layer.in_proj, first, columns)
-            columns[:, low:high] += bias[first + low : first + high]
+            _add_bias(columns[:, low:high], bias[first + low : first + high])
 
     def _scan(self, layer: PackedLayer, states: NDArray, items: tuple[int, int]) -> None:
         s = self.sizes
@@ -95,3 +95,9 @@ class Chunk:
         sequence = Sequence(self.x, self.delta, s.E_pad, B, C, s.M_pad, z, 2 * s.E_pad)
         channels = Channels(layer.A_per_octave, layer.D, layer.dt_bias, s.E_pad, s.N, True)
         selective_scan(sequence, channels, states, self.x, self.length, self.steps, items)
+
+
+def _add_bias(y: NDArray, bias: NDArray) -> None:
+    """Add ``bias`` to each row; most models have none, and then the rows are not touched."""
+    if bias.any():
+        y += bias
