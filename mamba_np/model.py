@@ -178,14 +178,17 @@ class MambaModel(PretrainedModel):
         keep_cache = _or_default(use_cache, self.config.use_cache)
         if given and not keep_cache:
             cache = cache.copy()  # the caller's stays as it is
-        if batch.ids is None or batch.lengths is not None or keep_all or last is None:
-            hidden = self._run(batch, cache.memory, keep_all)
-        else:
+        whole = batch.ids is None or batch.lengths is not None or keep_all or last is None
+        *before, final = [batch] if whole else _pieces(batch, cast(int, last))
+        if before:
             work = cache.copy()  # all or nothing
-            for piece in _pieces(batch, last):
-                hidden = self._run(piece, work.memory, keep_all)
+            for piece in before:
+                self._run(piece, work.memory, False)
+            hidden = self._run(final, work.memory, False)
             for part, advanced in zip(cache.memory, work.memory, strict=True):
                 part[:] = advanced
+        else:
+            hidden = self._run(final, cache.memory, keep_all)
         if not keep_cache:
             return hidden, None
         cache.fingerprint = self.fingerprint

@@ -416,6 +416,14 @@ def test_a_forked_process_can_use_the_model(model):
 LONG = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
 
 
+@pytest.mark.parametrize("length", [1, 5])
+def test_a_token_or_a_short_prompt_copies_no_cache(monkeypatch, length):
+    model = MambaForCausalLM(MambaConfig(vocab_size=9, hidden_size=16, num_hidden_layers=1), rng=0)
+    cache = model(np.zeros((2, 3), int)).cache_params
+    monkeypatch.setattr(type(cache), "copy", None)
+    model(np.ones((2, length), int), cache_params=cache, logits_to_keep=1)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("last", [1, 5, 30])
