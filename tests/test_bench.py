@@ -32,7 +32,7 @@ from mamba_np.bench import (
 from mamba_np.bench.blocks import FOREIGN_LIMIT, PATIENCE, Absent, Entry, interleave
 from mamba_np.bench.clock import Clock, foreign_share
 from mamba_np.bench.goals import Goal
-from mamba_np.bench.options import GROUPS, Options
+from mamba_np.bench.options import FORMATS, GROUPS, Options
 from mamba_np.bench.plan import Plan, checkpoint, step_gigabytes
 from mamba_np.bench.run import llama_version
 
@@ -934,7 +934,7 @@ def test_absent_peers_are_lines(tiny, tmp_path):
     )
     absent = {one["key"]: one["absent"] for one in found["results"] if one["median"] is None}
     assert set(absent) == {
-        *(f"prefill 4 | 1 thread | llama.cpp {kind}" for kind in ggml.FORMATS),
+        *(f"prefill 4 | 1 thread | llama.cpp {kind}" for kind in FORMATS),
         "scan | 1 thread | llama.cpp",
     }
     assert all(why.startswith("not installed: ") for why in absent.values())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mamba_np import AutoTokenizer, MambaForCausalLM, bundled_model_path
+from mamba_np import equations as eq
 from mamba_np.int8 import quantised
 
 WINDOW = 1024
@@ -22,17 +23,10 @@ WINDOW = 1024
 GROUPS = (32, 64, 128, 256)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log probabilities in float64, along the last axis."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-
 def models(name: str) -> dict[str, MambaForCausalLM]:
     """Return the model in each storage, float32 first."""
-    found = {d: MambaForCausalLM.from_pretrained(name, dtype=d) for d in ("float32",)}
-    found |= {d: MambaForCausalLM.from_pretrained(name, dtype=d) for d in ("bfloat16", "float16")}
+    dtypes = ("float32", "bfloat16", "float16")
+    found = {dtype: MambaForCausalLM.from_pretrained(name, dtype=dtype) for dtype in dtypes}
     base = found["float32"]
     for group in GROUPS:
         params = quantised(base.params, group)
@@ -72,7 +66,8 @@ def measure(found: dict[str, MambaForCausalLM], ids: np.ndarray) -> dict[str, Su
         for name, model in found.items():
             output = model(piece[None], cache_params=caches[name])
             caches[name] = output.cache_params
-            log_q = log_softmax(output.logits[0, : len(following)])
+            logits = output.logits[0, : len(following)]
+            log_q = eq.log_softmax(logits.astype(np.float64))
             log_p = log_q if log_p is None else log_p
             sums[name].add(log_q, log_p, following)
     return sums

@@ -16,8 +16,6 @@ from .. import equations as eq
 from .blocks import Absent
 from .timing import Job, median_of, scan_arrays
 
-FORMATS = ("F32", "F16", "BF16", "Q8_0")
-
 LIBRARIES = ("libggml-base.so", "libggml-cpu.so")
 """What the scan operator is called from; they lie beside llama-bench."""
 

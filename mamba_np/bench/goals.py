@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .blocks import key, many
+from .options import FORMATS
 
 Results = dict[str, dict[str, Any]]
 """Results by their keys; of each, ``median`` (None: not measured) and ``disturbed`` count here."""
-
-FORMATS = ("F32", "F16", "BF16", "Q8_0")  # of llama.cpp
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 GROUPS = ("limits", "decode", "prefill", "scan", "load", "start", "memory", "size")
 PEERS = ("llama.cpp", "transformers", "mambapy")
 DTYPES = ("float32", "bfloat16", "float16", "int8")
+FORMATS = ("F32", "F16", "BF16", "Q8_0")
+"""Of llama.cpp's files."""
 
 FLOATS = 2**27
 """Numbers in the array whose reading is timed: 512 MB, more than any cache."""

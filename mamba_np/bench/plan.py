@@ -7,8 +7,8 @@ from typing import Any
 
 from . import once, sizes
 from .blocks import Entry, Program, interleave, key
-from .ggml import FORMATS, LlamaBench
-from .options import GROUPS, SHAPE, Options, work_folder
+from .ggml import LlamaBench
+from .options import FORMATS, GROUPS, SHAPE, Options, work_folder
 from .timing import Job
 from .worker import Worker
 

@@ -18,6 +18,7 @@ from ..reference import State, cross_entropy, embed, rms_norm
 from ..threads import Member, get_num_threads, run_team
 from .decode import DECODE_TEXTS, decode
 from .head import head
+from .lanes import WIDTH
 from .packing import PackedLayer, Sizes, aligned, packed, padded
 from .prefill import Chunk
 from .rows import Convolution, convolve
@@ -138,7 +139,7 @@ def causal_conv(x, weight, bias, window, lengths=None):
     windows = np.array(window.swapaxes(1, 2), order="C")
     rows, y = _wide(x, wide).reshape(-1, wide), aligned((texts * L, wide))
     steps = np.full(texts, L, np.int64) if lengths is None else lengths.astype(np.int64)
-    items = texts * (wide // 16)
+    items = texts * (wide // WIDTH)
     run_team(
         lambda member: convolve(c, rows, windows, y, L, steps, member.share(items)),
         team_size(len(rows)),
@@ -166,7 +167,7 @@ def selective_scan(
     zeros = np.zeros(wide, np.float32)
     s = Sequence(flat, steps, wide, weights[0], weights[1], N, zeros, 0)
     c = Channels(_wide(eq.per_octave(A).T, wide), zeros, zeros, wide, N, False)
-    rows, items = np.full(texts, L, np.int64), texts * (wide // 16)
+    rows, items = np.full(texts, L, np.int64), texts * (wide // WIDTH)
     run_team(
         lambda member: scan_kernel(s, c, states, y, L, rows, member.share(items)),
         team_size(len(flat)),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .lanes import WIDTH
 from .packing import PackedLayer, Sizes, aligned
 from .products import product
 from .rows import Convolution, convolve, norm_rows
@@ -61,7 +62,7 @@ class Chunk:
     def mix(self, member: Any, layer: PackedLayer, windows: NDArray, states: NDArray) -> None:
         """Make ``out`` from ``normed``: a mixer. Advances (B, K, E) and (B, N, E) in place."""
         s = self.sizes
-        groups = len(self.steps) * (s.E_pad // 16)
+        groups = len(self.steps) * (s.E_pad // WIDTH)
         member.barrier()
         self._project_in(member, layer)
         member.barrier()
@@ -71,7 +72,7 @@ class Chunk:
         member.barrier()
         product(member, self.x[:, : s.E], layer.x_proj, 0, self.mixed[:, : s.R + 2 * s.N])
         member.barrier()
-        low, high = member.share(s.E_pad, 16)
+        low, high = member.share(s.E_pad, WIDTH)
         np.matmul(self.mixed[:, : s.R], layer.dt_proj[:, low:high], out=self.delta[:, low:high])
         member.barrier()
         self._scan(layer, states, items)
