@@ -588,3 +588,10 @@ def test_saving_refuses_other_dtypes_and_a_file_for_a_folder(tmp_path, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="file"):
         save_params(tmp_path / "file", params)
+
+
+def test_the_numbers_begin_on_a_cache_line(tmp_path, tiny):
+    folder = tiny()
+    save_params(tmp_path, load(folder))
+    saved = (tmp_path / "model.safetensors").read_bytes()
+    assert (8 + int.from_bytes(saved[:8], "little")) % 64 == 0

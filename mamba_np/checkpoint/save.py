@@ -27,6 +27,9 @@ from .tensors import STORED
 
 Arrays = dict[str, NDArray]
 
+LINE = 64
+"""Bytes of a cache line: the numbers of a file begin on one."""
+
 PREFIXES = ("", "K", "M", "G", "T")
 UNITS = {"": 1} | {
     f"{prefix}{ending}": base**power
@@ -164,7 +167,8 @@ def _write(path: Path, arrays: Arrays) -> None:
     The format: the header's length in eight bytes, the header as JSON, the numbers back to back.
     """
     dtype_names = {dtype: name for name, dtype in STORED.items()}
-    # Wide numbers first, after a header padded to eight bytes: each array can be mapped.
+    # Wide numbers first, after a header padded to a cache line: each array can be mapped, and
+    # most rows begin where the processor reads fastest.
     ordered = sorted(arrays.items(), key=lambda item: -item[1].itemsize)
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -176,7 +180,7 @@ def _write(path: Path, arrays: Arrays) -> None:
             "data_offsets": (start, end),
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % LINE)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, array in ordered:

@@ -12,8 +12,8 @@ from ..threads import Member, get_num_threads, run_team
 from .packing import Packed, Sizes, aligned
 from .step import Team, Weights, Work, step
 
-DECODE_TEXTS = 8
-"""Texts up to which a token of each goes through ``step``; the matrix library wins above."""
+DECODE_TEXTS = 64
+"""Texts up to which a token of each goes through ``step``; about there the matrix library begins to win."""
 
 WORTH_A_THREAD = 2**21
 """Bytes of weights that each thread of a step should read at least: waking one costs time too."""

@@ -212,18 +212,19 @@ def square_root(typing, x):
 
 @intrinsic
 def multiply_add(typing, a, b, c):
-    """Return a * b + c of Lanes in one rounding, wherever the compiler puts it.
+    """Return a * b + c of Lanes, or of four, in one rounding, wherever the compiler puts it.
 
     ``a * b + c`` is fused too where it can be; this always is, on processors that do it at all.
     """
 
     def emit(context, builder, sig, args):
-        name, kind = f"llvm.fmuladd.v{WIDTH}f32", LANES.llvm
+        kind = sig.return_type.llvm
+        name = f"llvm.fmuladd.v{kind.count}f32"
         known = builder.module.globals.get(name)
         function = known or ir.Function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
         return builder.call(function, args)
 
-    return LANES(LANES, LANES, LANES), emit
+    return a(a, a, a), emit
 
 
 @intrinsic

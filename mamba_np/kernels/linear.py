@@ -10,8 +10,8 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .lanes import WIDTH, multiply_add, spread, total
-from .memory import at, fetch, get, load, load_part, pointer, put, set_
+from .lanes import WIDTH, four, multiply_add, one_of, spread, total
+from .memory import at, fetch, fetch_near, get, load, load_part, pointer, put, set_
 from .options import INLINE, inline, kernel
 
 ZERO = np.float32(0)
@@ -19,6 +19,12 @@ ZERO = np.float32(0)
 AHEAD = 2048
 """How many int8 weights before they are read memory is asked for: widening them takes so long that
 the processor does not look far enough ahead by itself."""
+
+FAR = 3072
+"""The same where two rows meet two texts, for weights of any dtype."""
+
+FEW = 4
+"""Texts from which on rows and texts are taken in twos: fewer wait for the memory in any case."""
 
 
 class Matrix(NamedTuple):
@@ -114,88 +120,99 @@ def _dot(m, row, x, first):
     return _dot_int8 if _is_int8(m) else _dot_floats
 
 
-# --- four texts at a time -------------------------------------------------------------------------
+# --- two rows and two texts at a time -------------------------------------------------------------
 
 
 @inline
-def _four_piece(sums, m, start, x, first, stride, count):
-    """Do what ``_dot_piece`` does for four vectors that lie ``stride`` apart.
+def _two_by_two(top, bottom, left, right, sums):
+    """Add products to four times 16 sums: two rows of weights with two vectors, row after row."""
+    return multiply_add(four(top, top, bottom, bottom), four(left, right, left, right), sums)
 
-    The arithmetic of four takes longer than reading one row, so the next is asked for meanwhile.
+
+@inline
+def _square_step(sums, m, i, x, j, stride):
+    """Add 16 products of each: weights from ``i`` on and in the next row, vectors from ``j`` on."""
+    top, bottom = load(m.weights, i), load(m.weights, i + m.inputs)
+    return _two_by_two(top, bottom, load(x, j), load(x, j + stride), sums)
+
+
+@inline
+def _square_piece(sums, m, start, x, first, stride, count, later):
+    """Do what ``_dot_piece`` does for two rows and two vectors that lie ``stride`` apart.
+
+    The arithmetic takes longer than reading, so the weights from ``later`` on are asked for
+    meanwhile.
     """
-    s0, s1, s2, s3 = sums
     whole = count - count % WIDTH
     for k in range(0, whole, WIDTH):
-        w, i = load(m.weights, start + k), first + k
-        fetch(m.weights, start + k + m.inputs)
-        s0 = multiply_add(w, load(x, i), s0)
-        s1 = multiply_add(w, load(x, i + stride), s1)
-        s2 = multiply_add(w, load(x, i + 2 * stride), s2)
-        s3 = multiply_add(w, load(x, i + 3 * stride), s3)
+        fetch_near(m.weights, later + 2 * k)
+        fetch_near(m.weights, later + 2 * k + WIDTH)
+        sums = _square_step(sums, m, start + k, x, first + k, stride)
     if whole < count:
-        rest, i = count - whole, first + whole
-        w = load_part(m.weights, start + whole, rest)
-        s0 = multiply_add(w, load_part(x, i, rest), s0)
-        s1 = multiply_add(w, load_part(x, i + stride, rest), s1)
-        s2 = multiply_add(w, load_part(x, i + 2 * stride, rest), s2)
-        s3 = multiply_add(w, load_part(x, i + 3 * stride, rest), s3)
-    return s0, s1, s2, s3
+        rest, i, j = count - whole, start + whole, first + whole
+        top, bottom = load_part(m.weights, i, rest), load_part(m.weights, i + m.inputs, rest)
+        left, right = load_part(x, j, rest), load_part(x, j + stride, rest)
+        sums = _two_by_two(top, bottom, left, right, sums)
+    return sums
+
+
+def _square_floats(m, row, x, first, stride, later):
+    sums = four(ZERO, ZERO, ZERO, ZERO)
+    return _square_piece(sums, m, row * m.inputs, x, first, stride, m.inputs, later)
 
 
 @inline
-def _nothing():
-    zero = spread(ZERO)
-    return zero, zero, zero, zero
-
-
-def _four_floats(m, row, x, first, stride):
-    return _four_piece(_nothing(), m, row * m.inputs, x, first, stride, m.inputs)
-
-
-@inline
-def _four_group(m, start, x, first, stride, count):
-    """Return a group's products of four vectors, summed as ``_dot_int8`` does."""
-    e0, e1, e2, e3 = _nothing()
-    o0, o1, o2, o3 = _nothing()
+def _square_group(m, start, x, first, stride, count, later):
+    """Return a group's products of two rows and two vectors, summed as ``_dot_int8`` does."""
+    even, odd = four(ZERO, ZERO, ZERO, ZERO), four(ZERO, ZERO, ZERO, ZERO)
     pairs = count - count % (2 * WIDTH)
     for k in range(0, pairs, 2 * WIDTH):
-        fetch(m.weights, start + k + m.inputs)
-        w, v, i = load(m.weights, start + k), load(m.weights, start + k + WIDTH), first + k
-        e0 = multiply_add(w, load(x, i), e0)
-        e1 = multiply_add(w, load(x, i + stride), e1)
-        e2 = multiply_add(w, load(x, i + 2 * stride), e2)
-        e3 = multiply_add(w, load(x, i + 3 * stride), e3)
-        i += WIDTH
-        o0 = multiply_add(v, load(x, i), o0)
-        o1 = multiply_add(v, load(x, i + stride), o1)
-        o2 = multiply_add(v, load(x, i + 2 * stride), o2)
-        o3 = multiply_add(v, load(x, i + 3 * stride), o3)
-    even, rest = (e0, e1, e2, e3), count - pairs
-    e0, e1, e2, e3 = _four_piece(even, m, start + pairs, x, first + pairs, stride, rest)
-    return e0 + o0, e1 + o1, e2 + o2, e3 + o3
+        fetch_near(m.weights, later + 2 * k)
+        i, j = start + k, first + k
+        even = _square_step(even, m, i, x, j, stride)
+        odd = _square_step(odd, m, i + WIDTH, x, j + WIDTH, stride)
+    i, j = start + pairs, first + pairs
+    return _square_piece(even, m, i, x, j, stride, count - pairs, later + 2 * pairs) + odd
 
 
-def _four_int8(m, row, x, first, stride):
+def _square_int8(m, row, x, first, stride, later):
     groups = (m.inputs + m.group - 1) // m.group
-    s0, s1, s2, s3 = _nothing()
+    sums = four(ZERO, ZERO, ZERO, ZERO)
     for g in range(groups):
         start = g * m.group
-        count = min(m.group, m.inputs - start)
-        p0, p1, p2, p3 = _four_group(m, row * m.inputs + start, x, first + start, stride, count)
-        scale = at(m.scales, row * groups + g)
-        s0, s1 = s0 + p0 * scale, s1 + p1 * scale
-        s2, s3 = s2 + p2 * scale, s3 + p3 * scale
-    return s0, s1, s2, s3
+        place, count = row * m.inputs + start, min(m.group, m.inputs - start)
+        ahead = later + 2 * start
+        products = _square_group(m, place, x, first + start, stride, count, ahead)
+        top, bottom = at(m.scales, row * groups + g), at(m.scales, (row + 1) * groups + g)
+        sums = sums + products * four(top, top, bottom, bottom)
+    return sums
 
 
-def four_dots(m, row, x, first, stride) -> Any:
-    """Return 16 running sums of each of four products, the vectors ``stride`` apart."""
+def square(m, row, x, first, stride, later) -> Any:
+    """Return 16 running sums of each of four products: two rows, the first with both vectors.
+
+    The vectors lie ``stride`` apart. The weights from ``later`` on are asked for meanwhile.
+    """
     raise NotImplementedError("exists in kernels only")
 
 
-@overload(four_dots, jit_options=INLINE)
-def _four_dots(m, row, x, first, stride):
-    return _four_int8 if _is_int8(m) else _four_floats
+@overload(square, jit_options=INLINE)
+def _square(m, row, x, first, stride, later):
+    return _square_int8 if _is_int8(m) else _square_floats
+
+
+@inline
+def _multiply_square(m, r, x, y, b, batch):
+    """Write the products of rows r and r + 1 with the texts b and b + 1, if there is one."""
+    two = 1 if b + 1 < batch else 0  # else the last text is both of them
+    later = r * m.inputs + FAR + b * m.inputs
+    sums = square(m, r, x.numbers, x.first + b * x.stride, two * x.stride, later)
+    top, bottom = bias_at(m, r), bias_at(m, r + 1)
+    place, right = y.first + b * y.stride + r, two * y.stride
+    put(y.numbers, place, total(one_of(sums, 0)) + top)
+    put(y.numbers, place + right, total(one_of(sums, 1)) + top)
+    put(y.numbers, place + 1, total(one_of(sums, 2)) + bottom)
+    put(y.numbers, place + right + 1, total(one_of(sums, 3)) + bottom)
 
 
 # --- rows of weights ------------------------------------------------------------------------------
@@ -207,19 +224,15 @@ def multiply(m, rows, x, y, batch):
 
     A text's result does not depend on the other texts: its products are summed in one order.
     """
-    fours = batch - batch % 4
-    for r in range(rows[0], rows[1]):
-        bias, to = bias_at(m, r), y.first + r
-        for b in range(0, fours, 4):
-            first, place = x.first + b * x.stride, to + b * y.stride
-            s0, s1, s2, s3 = four_dots(m, r, x.numbers, first, x.stride)
-            put(y.numbers, place, total(s0) + bias)
-            put(y.numbers, place + y.stride, total(s1) + bias)
-            put(y.numbers, place + 2 * y.stride, total(s2) + bias)
-            put(y.numbers, place + 3 * y.stride, total(s3) + bias)
-        for b in range(fours, batch):
-            product = dot(m, r, x.numbers, x.first + b * x.stride)
-            put(y.numbers, to + b * y.stride, product + bias)
+    for r in range(rows[0], rows[1], 2):
+        if batch >= FEW and r + 1 < rows[1]:
+            for b in range(0, batch, 2):
+                _multiply_square(m, r, x, y, b, batch)
+            continue
+        for row in range(r, min(r + 2, rows[1])):
+            for b in range(batch):
+                product = dot(m, row, x.numbers, x.first + b * x.stride)
+                put(y.numbers, y.first + b * y.stride + row, product + bias_at(m, row))
 
 
 # --- weights as float32, for the matrix library ---------------------------------------------------

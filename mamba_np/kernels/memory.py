@@ -125,9 +125,8 @@ def load(typing, array, index):
     return LANES(array, types.intp), emit
 
 
-@intrinsic
-def fetch(typing, array, index):
-    """Ask for the memory from a flat index on, that will be read soon; it may lie anywhere."""
+def _prefetch(array, locality: int):
+    """Return an intrinsic's signature and code: LLVM's prefetch, to read, of an address."""
 
     def emit(context, builder, sig, args):
         byte, kind = ir.IntType(8).as_pointer(), [_INT] * 3
@@ -135,10 +134,22 @@ def fetch(typing, array, index):
         known = builder.module.globals.get("llvm.prefetch.p0")
         signature = ir.FunctionType(ir.VoidType(), [byte, *kind])
         function = known or ir.Function(builder.module, signature, "llvm.prefetch.p0")
-        builder.call(function, (place, _INT(0), _INT(3), _INT(1)))  # to read, into all caches
+        builder.call(function, (place, _INT(0), _INT(locality), _INT(1)))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), emit
+
+
+@intrinsic
+def fetch(typing, array, index):
+    """Ask for the memory from a flat index on, that will be read soon; it may lie anywhere."""
+    return _prefetch(array, locality=3)
+
+
+@intrinsic
+def fetch_near(typing, array, index):
+    """Do what ``fetch`` does, but leave the first-level cache to what is in use now."""
+    return _prefetch(array, locality=2)
 
 
 @intrinsic
