@@ -148,8 +148,9 @@ def test_selective_scan(L, E, N, rng):
 
 
 @pytest.mark.slow
-def test_selective_scan_over_thousands_of_steps(rng):
-    inputs = scan_inputs(rng, 1, 4097, 18, 16)
+@pytest.mark.parametrize("N", [1, 8, 16, 64, 128])
+def test_selective_scan_over_thousands_of_steps(N, rng):
+    inputs = scan_inputs(rng, 1, 4097, 18, N)
     for ours, theirs in zip(cpu.selective_scan(*inputs), expected_scan(*inputs), strict=True):
         assert_close_to_scale(ours, theirs, RTOL)
 
