@@ -162,17 +162,27 @@ def _square_floats(m, row, x, first, stride, later):
 
 
 @inline
+def _every_other(m, start, x, first, stride, count, later):
+    """Return the sums of the first 16 of every 32 products of two rows and two vectors."""
+    sums = four(ZERO, ZERO, ZERO, ZERO)
+    for k in range(0, count, 2 * WIDTH):
+        fetch_near(m.weights, later + k)
+        sums = _square_step(sums, m, start + k, x, first + k, stride)
+    return sums
+
+
+@inline
 def _square_group(m, start, x, first, stride, count, later):
-    """Return a group's products of two rows and two vectors, summed as ``_dot_int8`` does."""
-    even, odd = four(ZERO, ZERO, ZERO, ZERO), four(ZERO, ZERO, ZERO, ZERO)
+    """Return a group's products of two rows and two vectors, summed as ``_dot_int8`` does.
+
+    One part after the other: AVX2 has no registers for both at once.
+    """
     pairs = count - count % (2 * WIDTH)
-    for k in range(0, pairs, 2 * WIDTH):
-        fetch_near(m.weights, later + 2 * k)
-        i, j = start + k, first + k
-        even = _square_step(even, m, i, x, j, stride)
-        odd = _square_step(odd, m, i + WIDTH, x, j + WIDTH, stride)
+    even = _every_other(m, start, x, first, stride, pairs, later)
     i, j = start + pairs, first + pairs
-    return _square_piece(even, m, i, x, j, stride, count - pairs, later + 2 * pairs) + odd
+    even = _square_piece(even, m, i, x, j, stride, count - pairs, later + 2 * pairs)
+    i, j = start + WIDTH, first + WIDTH
+    return even + _every_other(m, i, x, j, stride, pairs, later + pairs)
 
 
 def _square_int8(m, row, x, first, stride, later):
