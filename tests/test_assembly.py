@@ -65,7 +65,7 @@ def test_all_kernels_are_looked_at(portable):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_scan_keeps_its_states_in_registers(portable, name):
+def test_the_scan_computes_more_than_it_spills(portable, name):
     text = text_for(portable["selective_scan(float32)"], TARGETS[name])
     (_, lines), *_ = assembly.functions(text)
     loops = assembly.inner_loops(lines)

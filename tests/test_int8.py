@@ -207,8 +207,9 @@ def test_the_command_line_loads_int8():
     assert "int8" in refused.output
 
 
-def test_a_text_beside_others_is_the_text_alone_bit_for_bit(drawn):
-    model = MambaForCausalLM(MambaConfig(**SIZES), params=quantised(drawn.params, 32))
+@pytest.mark.parametrize("group", [16, 32, 48, 128])
+def test_a_text_beside_others_is_the_text_alone_bit_for_bit(drawn, group):
+    model = MambaForCausalLM(MambaConfig(**SIZES), params=quantised(drawn.params, group))
     ids = np.random.default_rng(1).integers(0, 70, (5, 2))
     together = model(ids[:, 1:], cache_params=model(ids[:, :1]).cache_params).logits
     for row in range(5):

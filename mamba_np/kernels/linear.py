@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import overload
 
 from .lanes import WIDTH, four, multiply_add, one_of, spread, total
-from .memory import at, fetch, fetch_near, get, load, load_part, pointer, put, set_
+from .memory import at, fetch, fetch_l2, get, load, load_part, pointer, put, set_
 from .options import INLINE, inline, kernel
 
 ZERO = np.float32(0)
@@ -130,14 +130,14 @@ def _two_by_two(top, bottom, left, right, sums):
 
 
 @inline
-def _square_step(sums, m, i, x, j, stride):
+def _tile_step(sums, m, i, x, j, stride):
     """Add 16 products of each: weights from ``i`` on and in the next row, vectors from ``j`` on."""
     top, bottom = load(m.weights, i), load(m.weights, i + m.inputs)
     return _two_by_two(top, bottom, load(x, j), load(x, j + stride), sums)
 
 
 @inline
-def _square_piece(sums, m, start, x, first, stride, count, later):
+def _tile_piece(sums, m, start, x, first, stride, count, later):
     """Do what ``_dot_piece`` does for two rows and two vectors that lie ``stride`` apart.
 
     The arithmetic takes longer than reading, so the weights from ``later`` on are asked for
@@ -145,9 +145,9 @@ def _square_piece(sums, m, start, x, first, stride, count, later):
     """
     whole = count - count % WIDTH
     for k in range(0, whole, WIDTH):
-        fetch_near(m.weights, later + 2 * k)
-        fetch_near(m.weights, later + 2 * k + WIDTH)
-        sums = _square_step(sums, m, start + k, x, first + k, stride)
+        fetch_l2(m.weights, later + 2 * k)
+        fetch_l2(m.weights, later + 2 * k + WIDTH)
+        sums = _tile_step(sums, m, start + k, x, first + k, stride)
     if whole < count:
         rest, i, j = count - whole, start + whole, first + whole
         top, bottom = load_part(m.weights, i, rest), load_part(m.weights, i + m.inputs, rest)
@@ -156,9 +156,9 @@ def _square_piece(sums, m, start, x, first, stride, count, later):
     return sums
 
 
-def _square_floats(m, row, x, first, stride, later):
+def _tile_floats(m, row, x, first, stride, later):
     sums = four(ZERO, ZERO, ZERO, ZERO)
-    return _square_piece(sums, m, row * m.inputs, x, first, stride, m.inputs, later)
+    return _tile_piece(sums, m, row * m.inputs, x, first, stride, m.inputs, later)
 
 
 @inline
@@ -166,13 +166,13 @@ def _every_other(m, start, x, first, stride, count, later):
     """Return the sums of the first 16 of every 32 products of two rows and two vectors."""
     sums = four(ZERO, ZERO, ZERO, ZERO)
     for k in range(0, count, 2 * WIDTH):
-        fetch_near(m.weights, later + k)
-        sums = _square_step(sums, m, start + k, x, first + k, stride)
+        fetch_l2(m.weights, later + k)
+        sums = _tile_step(sums, m, start + k, x, first + k, stride)
     return sums
 
 
 @inline
-def _square_group(m, start, x, first, stride, count, later):
+def _tile_group(m, start, x, first, stride, count, later):
     """Return a group's products of two rows and two vectors, summed as ``_dot_int8`` does.
 
     One part after the other: AVX2 has no registers for both at once.
@@ -180,25 +180,25 @@ def _square_group(m, start, x, first, stride, count, later):
     pairs = count - count % (2 * WIDTH)
     even = _every_other(m, start, x, first, stride, pairs, later)
     i, j = start + pairs, first + pairs
-    even = _square_piece(even, m, i, x, j, stride, count - pairs, later + 2 * pairs)
+    even = _tile_piece(even, m, i, x, j, stride, count - pairs, later + 2 * pairs)
     i, j = start + WIDTH, first + WIDTH
     return even + _every_other(m, i, x, j, stride, pairs, later + pairs)
 
 
-def _square_int8(m, row, x, first, stride, later):
+def _tile_int8(m, row, x, first, stride, later):
     groups = (m.inputs + m.group - 1) // m.group
     sums = four(ZERO, ZERO, ZERO, ZERO)
     for g in range(groups):
         start = g * m.group
         place, count = row * m.inputs + start, min(m.group, m.inputs - start)
         ahead = later + 2 * start
-        products = _square_group(m, place, x, first + start, stride, count, ahead)
+        products = _tile_group(m, place, x, first + start, stride, count, ahead)
         top, bottom = at(m.scales, row * groups + g), at(m.scales, (row + 1) * groups + g)
         sums = sums + products * four(top, top, bottom, bottom)
     return sums
 
 
-def square(m, row, x, first, stride, later) -> Any:
+def tile(m, row, x, first, stride, later) -> Any:
     """Return 16 running sums of each of four products: two rows, the first with both vectors.
 
     The vectors lie ``stride`` apart. The weights from ``later`` on are asked for meanwhile.
@@ -206,19 +206,19 @@ def square(m, row, x, first, stride, later) -> Any:
     raise NotImplementedError("exists in kernels only")
 
 
-@overload(square, jit_options=INLINE)
-def _square(m, row, x, first, stride, later):
-    return _square_int8 if _is_int8(m) else _square_floats
+@overload(tile, jit_options=INLINE)
+def _tile(m, row, x, first, stride, later):
+    return _tile_int8 if _is_int8(m) else _tile_floats
 
 
 @inline
-def _multiply_square(m, r, x, y, b, batch):
+def _multiply_tile(m, r, x, y, b, batch):
     """Write the products of rows r and r + 1 with the texts b and b + 1, if there is one."""
-    two = 1 if b + 1 < batch else 0  # else the last text is both of them
+    apart = 1 if b + 1 < batch else 0  # an odd last text is both of the two
     later = r * m.inputs + FAR + b * m.inputs
-    sums = square(m, r, x.numbers, x.first + b * x.stride, two * x.stride, later)
+    sums = tile(m, r, x.numbers, x.first + b * x.stride, apart * x.stride, later)
     top, bottom = bias_at(m, r), bias_at(m, r + 1)
-    place, right = y.first + b * y.stride + r, two * y.stride
+    place, right = y.first + b * y.stride + r, apart * y.stride
     put(y.numbers, place, total(one_of(sums, 0)) + top)
     put(y.numbers, place + right, total(one_of(sums, 1)) + top)
     put(y.numbers, place + 1, total(one_of(sums, 2)) + bottom)
@@ -237,7 +237,7 @@ def multiply(m, rows, x, y, batch):
     for r in range(rows[0], rows[1], 2):
         if batch >= FEW and r + 1 < rows[1]:
             for b in range(0, batch, 2):
-                _multiply_square(m, r, x, y, b, batch)
+                _multiply_tile(m, r, x, y, b, batch)
             continue
         for row in range(r, min(r + 2, rows[1])):
             for b in range(batch):

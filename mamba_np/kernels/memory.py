@@ -147,8 +147,8 @@ def fetch(typing, array, index):
 
 
 @intrinsic
-def fetch_near(typing, array, index):
-    """Do what ``fetch`` does, but leave the first-level cache to what is in use now."""
+def fetch_l2(typing, array, index):
+    """Do what ``fetch`` does, but into the second-level cache: the first keeps what is in use."""
     return _prefetch(array, locality=2)
 
 
