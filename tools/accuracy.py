@@ -52,7 +52,8 @@ def errors(name: str) -> dict[str, dict[str, list[float]]]:
         for scan in test_fixtures.SCANS:
             for dtype in test_fixtures.DTYPES:
                 found = np.asarray(test_fixtures.results(name, dtype, scan)[key])
-                pair = test_fixtures.unmasked(name, key, found, test_fixtures.reference(name, key))
+                expected = test_fixtures.expected_array(name, key)
+                pair = test_fixtures.unmasked(name, key, found, expected)
                 table[group][dtype].append(error_to_scale(*pair))
     for model, key, error in test_fixtures.torch_errors():
         if model == name and (group := group_of(key)):
