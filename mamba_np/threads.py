@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import Any
 
@@ -149,10 +150,12 @@ class _Region:
         from .kernels import barrier  # Numba: only where there is somebody to meet
 
         self.work, self.size = work, size
-        self.meeting, self.flag, self.meet = barrier.memory(), barrier.LEFT, barrier.meet
+        self.meeting, self.ending = barrier.memory(), barrier.memory()
+        self.flag, self.meet = barrier.LEFT, barrier.meet
         self.meet(self.meeting, 1)  # compiled before anybody waits
         self.thread = threading.get_ident()
         self.running = set(range(size))
+        self.whole = False  # whether all have come to the end
         self.left = SimpleQueue()  # wakes the caller
         self.errors: list[BaseException] = []
 
@@ -160,6 +163,9 @@ class _Region:
         """Run one rank's part. What it raises is kept."""
         try:
             self.work(Member(rank, self.size, self.meeting, self.meet))
+            self.abort()
+            # All end at about the same time: waiting for that is shorter than being woken up.
+            self.whole = self.meet(self.ending, self.size)
         except BaseException as error:
             self.fail(error)
         finally:
@@ -168,10 +174,11 @@ class _Region:
     def fail(self, error: BaseException) -> None:
         """Keep an error, and stop all at their next barrier."""
         self.errors.append(error)
+        self.ending[self.flag] = 1
         self.abort()
 
     def abort(self) -> None:
-        """Stop waiting for those who have left: nobody can meet them any more."""
+        """Stop the ranks that wait at a barrier: a rank that has ended cannot be met any more."""
         self.meeting[self.flag] = 1
 
     def leave(self, rank: int) -> None:
@@ -182,7 +189,7 @@ class _Region:
 
     def wait(self) -> None:
         """Wait until all ranks have ended, whatever interrupts."""
-        while self.running:
+        while self.running and not self.whole:
             try:
                 self.left.get()
             except BaseException as error:  # Ctrl-C
@@ -232,7 +239,7 @@ class _Team:
             region.wait()
         finally:
             self.region = None
-            if region.running:  # interrupted in between: these are not to be waited for
+            if region.running and not region.whole:  # interrupted: these are not to be waited for
                 region.abort()
                 self.workers = []
         error = region.first_error()
@@ -246,18 +253,19 @@ class _Team:
 _team = _Team()
 
 
-def run_team(work: Callable[[Member], Any], size: int | None = None) -> None:
+def run_team(work: Callable[[Member], Any], size: int | None = None, *, blas: bool = True) -> None:
     """Call ``work(member)`` on ``size`` threads at once, and return when all have ended.
 
     The caller's thread is rank 0. ``size`` is get_num_threads() unless given, and 1 while the
     threads are busy: in a region of another Python thread, or in one that this is called from;
     ``member.size`` tells. All ranks must meet at the barrier equally often. Inside, BLAS uses one
-    thread a call; NumPy's error state and other context variables are the caller's.
+    thread a call, unless ``blas`` says that there are none; NumPy's error state and other context
+    variables are the caller's.
 
     If ranks raise, the others stop at their next barrier, and the first error is raised here.
     """
     size = get_num_threads() if size is None else integer("size", size, 1, LIMIT, InputError)
-    with single_threaded_blas():
+    with single_threaded_blas() if blas else nullcontext():
         # Asked before it is taken, since a failed try could be interrupted half way. If another
         # thread takes it in between, this one waits for the end of one region.
         if size == 1 or _team.lock.locked():

@@ -112,13 +112,16 @@ class Scan:
 
 def _scan_call(L: int, E: int, N: int) -> tuple[NDArray, Any]:
     """Return the result (L, E padded) that a scan writes, and a function of the threads to use."""
-    from ..kernels.packing import aligned, padded
+    from ..kernels.packing import aligned, groups_of_channels, padded
     from ..kernels.scan import Channels, Sequence, selective_scan
 
     x, delta, A, B, C = scan_arrays(L, E, N)
     wide = padded(E)
     x, delta, z = (_widened(a) for a in (x, eq.inverse_softplus(delta), np.ones_like(x)))
-    A_per_octave, ones = _widened(eq.per_octave(A).T), _widened(np.ones((1, E), np.float32))[0]
+    A_per_octave, ones = (
+        groups_of_channels(eq.per_octave(A)),
+        _widened(np.ones((1, E), np.float32))[0],
+    )
     zeros, y, h = aligned((wide,)), aligned(x.shape), aligned((1, N, wide))
     steps = np.array([L])
     sequence = Sequence(x, delta, wide, B.reshape(-1), C.reshape(-1), N, z.reshape(-1), wide)

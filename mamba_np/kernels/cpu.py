@@ -19,7 +19,7 @@ from ..threads import Member, get_num_threads, run_team
 from .decode import DECODE_TEXTS, decode
 from .head import head
 from .lanes import WIDTH
-from .packing import PackedLayer, Sizes, aligned, packed, padded
+from .packing import PackedLayer, Sizes, aligned, groups_of_channels, packed, padded
 from .prefill import Chunk
 from .rows import Convolution, convolve
 from .scan import Channels, Sequence
@@ -166,7 +166,7 @@ def selective_scan(
     states, y = np.array(h.swapaxes(1, 2), order="C"), aligned((texts * L, wide))
     zeros = np.zeros(wide, np.float32)
     s = Sequence(flat, steps, wide, weights[0], weights[1], N, zeros, 0)
-    c = Channels(_wide(eq.per_octave(A).T, wide), zeros, zeros, wide, N, False)
+    c = Channels(groups_of_channels(eq.per_octave(A)), zeros, zeros, wide, N, False)
     rows, items = np.full(texts, L, np.int64), texts * (wide // WIDTH)
     run_team(
         lambda member: scan_kernel(s, c, states, y, L, rows, member.share(items)),

@@ -53,7 +53,7 @@ def decode(
             raise BackendError("backend: expected all threads to finish a step, found one gone")
 
     if len(texts):
-        run_team(forward, size)
+        run_team(forward, size, blas=False)
     if len(texts) == len(x):
         return hidden[:, None]
     result = np.zeros_like(x)

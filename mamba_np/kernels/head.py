@@ -31,5 +31,5 @@ def head(x: NDArray, lm_head: Any) -> NDArray:  # (B L D), (V D) -> (B L V)
         def forward(member: Member) -> None:
             project(place, like, matrix.group, D, rows, scores, member.share(V))
 
-        run_team(forward, size)
+        run_team(forward, size, blas=False)
     return scores.reshape(*outer, V)

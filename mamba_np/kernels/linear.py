@@ -21,7 +21,8 @@ AHEAD = 2048
 the processor does not look far enough ahead by itself."""
 
 FAR = 3072
-"""The same where two rows meet two texts, for weights of any dtype."""
+"""The same where two rows meet two texts, for weights of any dtype. All pairs of texts together ask
+for two later rows, and for each of them about once: asking four times takes as long as reading."""
 
 FEW = 4
 """Texts from which on rows and texts are taken in twos: fewer wait for the memory in any case."""
@@ -137,7 +138,7 @@ def _tile_step(sums, m, i, x, j, stride):
 
 
 @inline
-def _tile_piece(sums, m, start, x, first, stride, count, later):
+def _tile_piece(sums, m, start, x, first, stride, count, later, shift):
     """Do what ``_dot_piece`` does for two rows and two vectors that lie ``stride`` apart.
 
     The arithmetic takes longer than reading, so the weights from ``later`` on are asked for
@@ -145,8 +146,7 @@ def _tile_piece(sums, m, start, x, first, stride, count, later):
     """
     whole = count - count % WIDTH
     for k in range(0, whole, WIDTH):
-        fetch_l2(m.weights, later + 2 * k)
-        fetch_l2(m.weights, later + 2 * k + WIDTH)
+        fetch_l2(m.weights, later + (k >> shift))
         sums = _tile_step(sums, m, start + k, x, first + k, stride)
     if whole < count:
         rest, i, j = count - whole, start + whole, first + whole
@@ -156,67 +156,68 @@ def _tile_piece(sums, m, start, x, first, stride, count, later):
     return sums
 
 
-def _tile_floats(m, row, x, first, stride, later):
+def _tile_floats(m, row, x, first, stride, later, shift):
     sums = four(ZERO, ZERO, ZERO, ZERO)
-    return _tile_piece(sums, m, row * m.inputs, x, first, stride, m.inputs, later)
+    return _tile_piece(sums, m, row * m.inputs, x, first, stride, m.inputs, later, shift)
 
 
 @inline
-def _every_other(m, start, x, first, stride, count, later):
+def _every_other(m, start, x, first, stride, count, later, shift):
     """Return the sums of the first 16 of every 32 products of two rows and two vectors."""
     sums = four(ZERO, ZERO, ZERO, ZERO)
     for k in range(0, count, 2 * WIDTH):
-        fetch_l2(m.weights, later + k)
+        fetch_l2(m.weights, later + (k >> shift))
         sums = _tile_step(sums, m, start + k, x, first + k, stride)
     return sums
 
 
 @inline
-def _tile_group(m, start, x, first, stride, count, later):
+def _tile_group(m, start, x, first, stride, count, later, shift):
     """Return a group's products of two rows and two vectors, summed as ``_dot_int8`` does.
 
     One part after the other: AVX2 has no registers for both at once.
     """
     pairs = count - count % (2 * WIDTH)
-    even = _every_other(m, start, x, first, stride, pairs, later)
+    even = _every_other(m, start, x, first, stride, pairs, later, shift)
     i, j = start + pairs, first + pairs
-    even = _tile_piece(even, m, i, x, j, stride, count - pairs, later + 2 * pairs)
+    even = _tile_piece(even, m, i, x, j, stride, count - pairs, later, shift)
     i, j = start + WIDTH, first + WIDTH
-    return even + _every_other(m, i, x, j, stride, pairs, later + pairs)
+    return even + _every_other(m, i, x, j, stride, pairs, later, shift)
 
 
-def _tile_int8(m, row, x, first, stride, later):
+def _tile_int8(m, row, x, first, stride, later, shift):
     groups = (m.inputs + m.group - 1) // m.group
     sums = four(ZERO, ZERO, ZERO, ZERO)
     for g in range(groups):
         start = g * m.group
         place, count = row * m.inputs + start, min(m.group, m.inputs - start)
-        ahead = later + 2 * start
-        products = _tile_group(m, place, x, first + start, stride, count, ahead)
+        ahead = later + (start >> shift)
+        products = _tile_group(m, place, x, first + start, stride, count, ahead, shift)
         top, bottom = at(m.scales, row * groups + g), at(m.scales, (row + 1) * groups + g)
         sums = sums + products * four(top, top, bottom, bottom)
     return sums
 
 
-def tile(m, row, x, first, stride, later) -> Any:
+def tile(m, row, x, first, stride, later, shift) -> Any:
     """Return 16 running sums of each of four products: two rows, the first with both vectors.
 
-    The vectors lie ``stride`` apart. The weights from ``later`` on are asked for meanwhile.
+    The vectors lie ``stride`` apart. The weights from ``later`` on are asked for meanwhile, one for
+    each 2**``shift`` that are read.
     """
     raise NotImplementedError("exists in kernels only")
 
 
 @overload(tile, jit_options=INLINE)
-def _tile(m, row, x, first, stride, later):
+def _tile(m, row, x, first, stride, later, shift):
     return _tile_int8 if _is_int8(m) else _tile_floats
 
 
 @inline
-def _multiply_tile(m, r, x, y, b, batch):
+def _multiply_tile(m, r, x, y, b, batch, shift):
     """Write the products of rows r and r + 1 with the texts b and b + 1, if there is one."""
     apart = 1 if b + 1 < batch else 0  # an odd last text is both of the two
-    later = r * m.inputs + FAR + b * m.inputs
-    sums = tile(m, r, x.numbers, x.first + b * x.stride, apart * x.stride, later)
+    later = r * m.inputs + FAR + (b * m.inputs >> shift + 1)
+    sums = tile(m, r, x.numbers, x.first + b * x.stride, apart * x.stride, later, shift)
     top, bottom = bias_at(m, r), bias_at(m, r + 1)
     place, right = y.first + b * y.stride + r, apart * y.stride
     put(y.numbers, place, total(one_of(sums, 0)) + top)
@@ -234,10 +235,13 @@ def multiply(m, rows, x, y, batch):
 
     A text's result does not depend on the other texts: its products are summed in one order.
     """
+    shift = 0
+    while 4 << shift < batch:
+        shift += 1
     for r in range(rows[0], rows[1], 2):
         if batch >= FEW and r + 1 < rows[1]:
             for b in range(0, batch, 2):
-                _multiply_tile(m, r, x, y, b, batch)
+                _multiply_tile(m, r, x, y, b, batch, shift)
             continue
         for row in range(r, min(r + 2, rows[1])):
             for b in range(batch):

@@ -107,9 +107,10 @@ class PackedLayer:
     conv: NDArray  # (K, E_pad)
     conv_bias: NDArray  # (E_pad)
     x_proj: Stored
-    dt_proj: NDArray  # (R, E_pad): transposed
+    dt_proj: Stored
+    dt_groups: NDArray  # (E_pad / 16, R, 16): dt_proj as ``groups_of_channels``
     dt_bias: NDArray  # (E_pad)
-    A_per_octave: NDArray  # (N, E_pad): transposed, times log2(e)
+    A_per_octave: NDArray  # (E_pad / 16, N, 16), times log2(e)
     D: NDArray  # (E_pad)
     out_proj: Stored
     out_proj_bias: NDArray  # (D)
@@ -125,9 +126,10 @@ class PackedLayer:
             conv=_pad(layer.conv.T, s.E_pad),
             conv_bias=_vector(layer.conv_bias, s.E, s.E_pad),
             x_proj=stored(layer.x_proj),
-            dt_proj=_pad(layer.dt_proj.T, s.E_pad),
+            dt_proj=stored(layer.dt_proj),
+            dt_groups=groups_of_channels(layer.dt_proj),
             dt_bias=_pad(layer.dt_bias, s.E_pad),
-            A_per_octave=_pad(A.T, s.E_pad),
+            A_per_octave=groups_of_channels(A),
             D=_pad(layer.D, s.E_pad),
             out_proj=stored(layer.out_proj),
             out_proj_bias=_vector(layer.out_proj_bias, s.D, s.D),
@@ -182,6 +184,19 @@ def _pad(array: Any, width: int) -> NDArray:
     """Return a float32 copy whose last axis is extended with zeros."""
     result = aligned((*array.shape[:-1], width))
     result[..., : array.shape[-1]] = array
+    return result
+
+
+def groups_of_channels(array: NDArray) -> NDArray:  # (E, n) -> (E_pad / 16, n, 16)
+    """Return a float32 copy in which what 16 neighbouring channels need lies together.
+
+    A kernel that goes through the channels then reads one stream of memory, not n.
+    """
+    E, n = array.shape
+    rows = np.zeros((padded(E), n), np.float32)
+    rows[:E] = array
+    result = aligned((len(rows) // WIDTH, n, WIDTH))
+    result[:] = rows.reshape(-1, WIDTH, n).swapaxes(1, 2)
     return result
 
 

@@ -36,7 +36,7 @@ class Sequence(NamedTuple):
 class Channels(NamedTuple):
     """What belongs to each channel: float32 arrays whose rows are padded to whole Lanes."""
 
-    A_per_octave: Any  # (N, stride)
+    A_per_octave: Any  # (stride / 16, N, 16)
     D: Any  # (stride)
     delta_bias: Any  # (stride)
     stride: int
@@ -59,7 +59,7 @@ def four_states(s, c, n, first, steps, e, place, scratch, later):
     """
     room, deltas, drives, sums = scratch
     ahead, i, stride = later
-    A = _four_rows(c.A_per_octave, n * c.stride + e, c.stride)
+    A = _four_rows(c.A_per_octave, e * c.N + n * WIDTH, WIDTH)
     h = _four_rows(room, place, WIDTH)
     k = first * s.weights_stride + n
     for t in range(steps):
@@ -101,7 +101,7 @@ def _later(s, y, quarter, row, e):
 def one_state(s, c, n, first, steps, e, place, scratch):
     """Take state n of 16 channels through a block of steps."""
     room, deltas, drives, sums = scratch
-    A = load(c.A_per_octave, n * c.stride + e)
+    A = load(c.A_per_octave, e * c.N + n * WIDTH)
     state = load(room, place)
     k = first * s.weights_stride + n
     for t in range(steps):

@@ -17,11 +17,11 @@ from .packing import FIELDS
 from .rows import add_row, norm_row
 
 LATER = 8 * WIDTH
-"""How many channels before they are computed their parameters and states are asked for: these lie
-in many rows, each of which the processor would have to notice by itself."""
+"""How many channels before they are advanced their states are asked for: these lie in many rows,
+each of which the processor would have to notice by itself."""
 
 (
-    NORM, IN_PROJ, IN_SCALES, IN_BIAS, CONV, CONV_BIAS, X_PROJ, X_SCALES, DT_PROJ, DT_BIAS,
+    NORM, IN_PROJ, IN_SCALES, IN_BIAS, CONV, CONV_BIAS, X_PROJ, X_SCALES, _, _, DT_GROUPS, DT_BIAS,
     A, D, OUT_PROJ, OUT_SCALES, OUT_BIAS,
 ) = range(len(FIELDS))  # fmt: skip
 
@@ -131,7 +131,7 @@ def _convolve(w, layer, s, work, memory, batch, channels):
 @inline
 def _advance_states(w, layer, s, work, memory, batch, channels):
     """Make the step sizes of some channels, advance their states, and write the gated outputs."""
-    dt, dt_bias, ssm = _floats(w, layer, DT_PROJ), _floats(w, layer, DT_BIAS), memory.ssm
+    dt, dt_bias, ssm = _floats(w, layer, DT_GROUPS), _floats(w, layer, DT_BIAS), memory.ssm
     A_per_octave, skip = _floats(w, layer, A), _floats(w, layer, D)
     for b in range(batch):
         mixed, states = b * s.M_pad, (layer * memory.held + memory.texts[b]) * s.N * s.E
@@ -139,15 +139,13 @@ def _advance_states(w, layer, s, work, memory, batch, channels):
             count = min(WIDTH, channels[1] - e)
             delta = spread(ZERO)
             for r in range(s.R):
-                fetch(dt, r * s.E_pad + e + LATER)
-                delta = delta + load(dt, r * s.E_pad + e) * at(work.mixed, mixed + r)
+                delta = delta + load(dt, e * s.R + r * WIDTH) * at(work.mixed, mixed + r)
             delta = eq.softplus(delta + load(dt_bias, e))  # the bias is large: it comes last
             x, y = load(work.x, b * s.E_pad + e), spread(ZERO)
             drive = delta * x
             for n in range(s.N):
-                fetch(A_per_octave, n * s.E_pad + e + LATER)
                 fetch(ssm, states + n * s.E + e + LATER)
-                A_bar = eq.decay(delta, load(A_per_octave, n * s.E_pad + e))
+                A_bar = eq.decay(delta, load(A_per_octave, e * s.N + n * WIDTH))
                 h = get(ssm, states + n * s.E + e, count)
                 h = eq.state_update(h, A_bar, drive * at(work.mixed, mixed + s.R + n))
                 set_(ssm, states + n * s.E + e, h, count)
