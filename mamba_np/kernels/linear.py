@@ -264,11 +264,13 @@ def _widen_int8(m, first, panel):
     rows, inputs = panel.shape
     groups = (inputs + m.group - 1) // m.group
     for r in range(rows):
-        for k in range(0, inputs, WIDTH):
-            n = min(WIDTH, inputs - k)
-            w = get(m.weights, (first + r) * inputs + k, n)
-            scale = at(m.scales, (first + r) * groups + k // m.group)
-            set_(panel, r * inputs + k, w * scale, n)
+        for g in range(groups):
+            scale = at(m.scales, (first + r) * groups + g)
+            start, stop = g * m.group, min((g + 1) * m.group, inputs)
+            for k in range(start, stop, WIDTH):
+                n = min(WIDTH, stop - k)
+                w = get(m.weights, (first + r) * inputs + k, n)
+                set_(panel, r * inputs + k, w * scale, n)
 
 
 def _widen(m, first, panel):
