@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 # Typed, so that a compiler keeps float32 arithmetic in float32; NumPy widens them for float64.
-ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+ZERO, HALF, ONE, TWO, SIX = (np.float32(x) for x in (0, 0.5, 1, 2, 6))
 SOFTPLUS_THRESHOLD = np.float32(20)  # above it, softplus(x) - x < 2.1e-9; torch returns x itself
 
 LARGEST_A_LOG = np.float32(80)  # e**80 = 5.5e34: times any step size, still a float32
@@ -109,7 +109,7 @@ def relu(x):
 
 def relu6(x):
     """Return x between 0 and 6."""
-    return np.minimum(relu(x), np.float32(6))
+    return np.minimum(relu(x), SIX)
 
 
 def leaky_relu(x):

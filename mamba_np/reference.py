@@ -93,17 +93,28 @@ def causal_conv(x, weight, bias, window, lengths=None):
     return (y if bias is None else y + bias), window.swapaxes(1, 2)
 
 
+class Selected(NamedTuple):
+    """What a block makes of each token: the scan's step sizes, and the ways in and out."""
+
+    delta: NDArray  # (B, L, E)
+    B: NDArray  # (B, L, N)
+    C: NDArray  # (B, L, N)
+    low_rank: NDArray  # (B, L, R): what the step sizes are made of
+    raw: NDArray  # (B, L, E): the step sizes before softplus
+
+
 def select(x, x_proj, dt_proj, dt_bias):
     """Make the step size and the two ways in and out of the state from the input itself.
 
     This dependence on x is the selection of the paper (section 3.2, algorithm 2).
-    (B L E), (R+2N E), (E R), (E) -> delta (B L E), B (B L N), C (B L N)
+    (B L E), (R+2N E), (E R), (E) -> Selected: delta (B L E), B (B L N), C (B L N), ...
     """
     R = dt_proj.shape[1]
     N = (x_proj.shape[0] - R) // 2
     mixed = linear(x, x_proj)
     low_rank, B, C = mixed[..., :R], mixed[..., R : R + N], mixed[..., R + N :]
-    return eq.softplus(linear(low_rank, dt_proj, dt_bias)), B, C
+    raw = linear(low_rank, dt_proj, dt_bias)
+    return Selected(eq.softplus(raw), B, C, low_rank, raw)
 
 
 def recurrence(A_bar, drive, h):  # (B L E N), (B L E N), (B E N) -> (B L E N)
@@ -169,20 +180,39 @@ def _read_shared(states, C):  # (B L E N), (B L N) -> (B L E)
 # --- the model ---------------------------------------------------------------------------------
 
 
-def mixer(u, layer: Layer, config: MambaConfig, state: State, lengths=None):
-    """Mix information along the sequence (paper, figure 3): (B L D) -> (B L D), State."""
+class Steps(NamedTuple):
+    """What a mixer computes on its way, (B, L, ...); ``y`` is what the scan gives, ungated."""
+
+    inputs: NDArray  # (B, L, E): what the convolution meets
+    z: NDArray  # (B, L, E): the gate
+    conv: NDArray  # (B, L, E): the convolution's result
+    x: NDArray  # (B, L, E): after the activation
+    selected: Selected
+    y: NDArray  # (B, L, E)
+    gated: NDArray  # (B, L, E)
+
+
+def mixer_steps(u, layer: Layer, config: MambaConfig, state: State, lengths=None):
+    """Do all that a mixer does before out_proj: (B L D) -> Steps, State."""
     E = config.intermediate_size
     xz = linear(u, layer.in_proj, layer.in_proj_bias)
-    x, z = xz[..., :E], xz[..., E:]  # (B L E) each
-    x, window = causal_conv(x, layer.conv, layer.conv_bias, state.window, lengths)
-    x = eq.ACTIVATIONS[config.hidden_act](x)
-    delta, B, C = select(x, layer.x_proj, layer.dt_proj, layer.dt_bias)
+    inputs, z = xz[..., :E], xz[..., E:]  # (B L E) each
+    conv, window = causal_conv(inputs, layer.conv, layer.conv_bias, state.window, lengths)
+    x = eq.ACTIVATIONS[config.hidden_act](conv)
+    selected = select(x, layer.x_proj, layer.dt_proj, layer.dt_bias)
+    delta, B, C, *_ = selected
     if lengths is not None:  # delta = 0 makes a step the identity
         delta[np.arange(delta.shape[1]) >= lengths[:, None]] = 0
     A, discretise = eq.continuous_A(layer.A_log), eq.DISCRETISATIONS[config.discretisation]
     y, h = selective_scan(x, delta, A, B, C, state.h, discretise=discretise, scan=scan_of(config))
-    y = eq.output(y, x, layer.D, z)
-    return linear(y, layer.out_proj, layer.out_proj_bias), State(window, h)
+    gated = eq.output(y, x, layer.D, z)
+    return Steps(inputs, z, conv, x, selected, y, gated), State(window, h)
+
+
+def mixer(u, layer: Layer, config: MambaConfig, state: State, lengths=None):
+    """Mix information along the sequence (paper, figure 3): (B L D) -> (B L D), State."""
+    steps, state = mixer_steps(u, layer, config, state, lengths)
+    return linear(steps.gated, layer.out_proj, layer.out_proj_bias), state
 
 
 def block(x, layer: Layer, config: MambaConfig, state: State, lengths=None):

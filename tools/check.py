@@ -51,11 +51,11 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
 
 # --- one formula, once ---------------------------------------------------------------------------
 
-FORMULA_FREE = ("kernels/", "reference.py", "model.py", "ops.py")
+FORMULA_FREE = ("kernels/", "reference.py", "backward.py", "gradients.py", "model.py", "ops.py")
 ELEMENTARY = {"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "logaddexp", "erf"} | {
     *("sqrt", "rsqrt", "cbrt", "pow", "power", "sin", "cos", "tanh", "sinh", "cosh")
 }
-EQUATIONS = ("eq", "equations")  # the names under which equations.py is imported
+EQUATIONS = ("eq", "equations", "d")  # the names under which equations.py is imported
 
 
 def formulas(root: Path) -> list[str]:

@@ -108,7 +108,7 @@ def _usable(folder: Path) -> bool:
 def _name() -> str:
     """Return a name that changes with the version and with each source that kernels are made of."""
     package = Path(__file__).parent.parent
-    names = ("equations.py", "polynomials.py")
+    names = ("derivatives.py", "equations.py", "polynomials.py")
     sources = [*(package / name for name in names), *sorted((package / "kernels").glob("*.py"))]
     digest = hashlib.sha256()
     for source in sources:
