@@ -33,17 +33,36 @@ _MODULE_OF = {
     "Score": "scoring",
     "score": "scoring",
     "score_text": "scoring",
+    "loss_and_gradients": "gradients",
+    "LoraConfig": "lora",
+    "PeftModel": "lora",
+    "get_peft_model": "lora",
     "bundled_model_path": "bundled",
     "set_num_threads": "threads",
     "get_num_threads": "threads",
     "MambaError": "errors",
 }
-_SUBMODULES = ("backend", "bundled", "equations", "errors", "ops", "reference", "scoring")
+_SUBMODULES = (
+    *("backend", "backward", "bundled", "derivatives", "equations", "errors"),
+    *("lora", "ops", "reference", "scoring", "training"),
+)
 
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # the same names for editors and type checkers
-    from . import backend, bundled, equations, errors, ops, reference, scoring
+    from . import (
+        backend,
+        backward,
+        bundled,
+        derivatives,
+        equations,
+        errors,
+        lora,
+        ops,
+        reference,
+        scoring,
+        training,
+    )
     from .auto import AutoConfig, AutoModel, AutoModelForCausalLM
     from .bundled import bundled_model_path
     from .cache import MambaCache
@@ -51,6 +70,8 @@ if TYPE_CHECKING:  # the same names for editors and type checkers
     from .errors import MambaError
     from .generation import GenerateOutput, TokenStream
     from .generation_config import GenerationConfig
+    from .gradients import loss_and_gradients
+    from .lora import LoraConfig, PeftModel, get_peft_model
     from .model import MambaBlock, MambaForCausalLM, MambaMixer, MambaModel
     from .outputs import MambaCausalLMOutput, MambaOutput
     from .scoring import Score, score, score_text

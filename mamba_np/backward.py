@@ -1,4 +1,4 @@
-"""The backward pass of ``reference``, by hand: for each function there, the gradients of its inputs.
+"""The backward pass of ``reference``, by hand: the gradients of the inputs of each function there.
 
 ``dy`` is the gradient of the loss with respect to y. Each ``d_f`` takes dy and what f took or made,
 and returns the gradients of f's inputs in f's order; arrays have the layouts of ``reference``.
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from . import derivatives as d
 from . import equations as eq
+from .checks import shown
 from .config import MambaConfig
+from .errors import InputError
 from .params import Layer
 from .reference import IGNORED_LABEL, SCAN_BLOCK, Steps, recurrence
 
@@ -23,6 +25,14 @@ DETACHABLE = ("delta", "B", "C", "gate", "activation", "norm")
 """What a backward pass can be told to leave out; see ``d_mixer`` and ``d_rms_norm``."""
 
 NOTHING: Set[str] = frozenset()
+
+
+def check_detach(detach: Set[str]) -> None:
+    """Raise InputError naming the first name that is none of ``DETACHABLE``."""
+    for name in detach:
+        if name not in DETACHABLE:
+            expected = ", ".join(DETACHABLE)
+            raise InputError(f"detach: expected names among {expected}, found {shown(name)}")
 
 
 # --- the pieces --------------------------------------------------------------------------------
@@ -38,8 +48,9 @@ def d_linear(dy, x, weight):  # (B L O), (B L I), (O I) -> (B L I), (O I), (O)
 def d_rms_norm(dy, x, weight, eps, detach: Set[str] = NOTHING):
     """Return (dx, dweight). With "norm" detached, the root mean square counts as a constant.
 
-    (B L D), (B L D), (D) -> (B L D), (D)
+    (B L D), (B L D), (D) -> (B L D), (D). Raises InputError for unknown names in ``detach``.
     """
+    check_detach(detach)
     rms = eq.root_mean_square(np.mean(x * x, axis=-1, keepdims=True), eps)
     normed, d_scaled = x / rms, dy * weight
     mean = 0 if "norm" in detach else np.mean(d_scaled * normed, axis=-1, keepdims=True)
@@ -104,13 +115,14 @@ def d_selective_scan(dy, x, delta, A, B, C, h, d_h=None) -> ScanGradients:
     d_x, d_delta = np.empty_like(x), np.empty_like(delta)
     d_A, d_B, d_C = np.zeros_like(A), np.empty_like(B), np.empty_like(C)
     d_h = np.zeros_like(h) if d_h is None else d_h
-    for now, h_before in zip(reversed(blocks), reversed(before), strict=True):
+    # Not strict: a sequence of length 0 has a beginning, and no block.
+    for now, h_before in zip(reversed(blocks), reversed(before), strict=False):
         A_bar, states = _states(x, delta, A, B, now, h_before)
         d_states, d_h = _d_states(dy[:, now, :, None] * C[:, now], A_bar, d_h)
         previous = np.concatenate([h_before[:, None], states[:, :-1]], axis=1)
         _, d_exponent, _ = d.d_state_update(d_states, previous, A_bar)
         d_C[:, now] = _summed(dy[:, now, :, None] * states, C)
-        d_B[:, now] = _summed(d_states * (delta * x)[:, now, :, None], B)
+        d_B[:, now] = _summed(d_states * (delta[:, now] * x[:, now])[..., None], B)
         d_drive = np.sum(d_states * B[:, now], axis=-1)  # of delta * x
         d_x[:, now] = d_drive * delta[:, now]
         d_delta[:, now] = d_drive * x[:, now] + np.sum(d_exponent * A, axis=-1)
@@ -142,7 +154,7 @@ def _summed(gradient, like):
 
 
 class MixerGradients(NamedTuple):
-    """The gradients of a mixer's input, of its parameters by field, and of the state it began with."""
+    """The gradients of a mixer's input, of its parameters by field, and of its first state."""
 
     u: NDArray  # (B, L, D)
     parameters: dict[str, NDArray]
@@ -163,9 +175,11 @@ def d_mixer(
     """Return the gradients of ``reference.mixer``; ``steps`` are what its forward pass made.
 
     ``state`` is the one that the forward pass began with. Detached, "delta", "B" and "C" count as
-    constants, and so does the sigmoid of each silu with "activation"; with "gate" both factors of
-    the gate get half of their gradient, so that their sum is conserved.
+    constants. With "activation" so does what each activation multiplies its input by: the sigmoid
+    of a silu. With "gate" both factors of the gate get half of their gradient, so that their sum
+    is conserved. Raises InputError for unknown names.
     """
+    check_detach(detach)
     s = steps.selected
     d_gated, d_out_proj, d_out_bias = d_linear(dy, steps.gated, layer.out_proj)
     half = 0.5 if "gate" in detach else 1
@@ -210,28 +224,39 @@ def d_mixer(
 
 def _slope(x, config: MambaConfig, detach: Set[str]):
     """Return the derivative of the activation; with "activation" detached, act(x) / x."""
-    if "activation" in detach:
-        return eq.sigmoid(x)
-    return d.DERIVATIVES[eq.ACTIVATIONS[config.hidden_act]](x)
+    act = eq.ACTIVATIONS[config.hidden_act]
+    slope = d.DERIVATIVES[act](x)
+    if "activation" in detach:  # at 0 the two are the same, where act(0) = 0
+        np.divide(act(x), x, out=slope, where=x != 0)
+    return slope
 
 
 def d_cross_entropy(x, lm_head, labels):  # (B L D), (V D), (B L) -> loss, (B L D), (V D)
-    """Return the mean loss of the head's scores, and the gradients of x and of the head.
-
-    Some positions at a time, so that scores of (B, L, V) never exist.
-    """
+    """Return the mean loss of the head's scores, and the gradients of x and of the head."""
     d_x, d_head = np.zeros_like(x), np.zeros(lm_head.shape, x.dtype)
-    head = lm_head.astype(x.dtype, copy=False)
     rows, places = np.nonzero(labels[:, 1:] != IGNORED_LABEL)
-    total, size = 0.0, max(1, LOGITS // len(head))
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size], places[start : start + size]
-        inputs, targets = x[some], labels[:, 1:][some]
-        scores = inputs @ head.T
-        total -= eq.log_probability(scores, targets).sum()
+    head, count = lm_head.astype(x.dtype, copy=False), len(rows)
+    total, d_x[rows, places] = d_predictions(
+        x[rows, places], head, labels[:, 1:][rows, places], count, d_head
+    )
+    return np.float64(total / count if count else np.nan), d_x, d_head
+
+
+def d_predictions(x, head, targets, count, d_head):  # (P D), (V D), (P), (V D) -> loss, (P D)
+    """Return the summed loss of P predictions, and its gradient with respect to x over ``count``.
+
+    That of the head is added to ``d_head``. Some predictions at a time, so that scores of (P, V)
+    never exist.
+    """
+    total, d_x = 0.0, np.empty_like(x)
+    size = max(1, LOGITS // len(head))
+    for start in range(0, len(x), size):
+        some = slice(start, start + size)
+        scores = x[some] @ head.T
+        total -= eq.log_probability(scores, targets[some]).sum()
         chosen = np.zeros_like(scores)
-        np.put_along_axis(chosen, targets[:, None], 1, axis=-1)
-        d_scores = d.d_cross_entropy(scores, chosen, x.dtype.type(len(rows)))
-        d_x[some] = d_scores @ head
-        d_head += d_scores.T @ inputs
-    return np.float64(total / len(rows) if len(rows) else np.nan), d_x, d_head
+        np.put_along_axis(chosen, targets[some, None], 1, axis=-1)
+        d_scores = d.d_cross_entropy(scores, chosen, x.dtype.type(count))
+        np.matmul(d_scores, head, out=d_x[some])
+        d_head += d_scores.T @ x[some]
+    return total, d_x

@@ -31,17 +31,17 @@ def d_softplus(x):
 
 def d_relu(x):
     """Return the derivative of ``relu`` at x: 0 at 0, as torch has it."""
-    return eq.where(x > eq.ZERO, eq.ONE, eq.ZERO)
+    return eq.where(x > eq.ZERO, eq.ONE, eq.ZERO) * d_identity(x)
 
 
 def d_relu6(x):
     """Return the derivative of ``relu6`` at x: 0 at 0 and at 6, as torch has it."""
-    return eq.where((x > eq.ZERO) & (x < eq.SIX), eq.ONE, eq.ZERO)
+    return eq.where((x > eq.ZERO) & (x < eq.SIX), eq.ONE, eq.ZERO) * d_identity(x)
 
 
 def d_leaky_relu(x):
     """Return the derivative of ``leaky_relu`` at x."""
-    return eq.where(x > eq.ZERO, eq.ONE, eq.ONE * eq.LEAK)
+    return eq.where(x > eq.ZERO, d_identity(x), d_identity(x) * eq.LEAK)
 
 
 def d_relu2(x):
@@ -118,9 +118,19 @@ def d_state_update(dh, h, A_bar):
     return dh * A_bar, dh * h * A_bar, dh
 
 
+def d_ungated(d_out, z):
+    """Return dy of output(y, x, D, z), which is the gradient of D * x as well."""
+    return d_out * eq.silu(z)
+
+
+def d_gate(d_out, y, x, D, z):
+    """Return dz of output(y, x, D, z)."""
+    return d_out * (y + D * x) * d_silu(z)
+
+
 def d_output(d_out, y, x, D, z):
-    """Return (dy, dz) of output(y, x, D, z); D * x has the gradient dy as well."""
-    return d_out * eq.silu(z), d_out * (y + D * x) * d_silu(z)
+    """Return (dy, dz) of output(y, x, D, z)."""
+    return d_ungated(d_out, z), d_gate(d_out, y, x, D, z)
 
 
 def d_normed(dy, y, rms, mean_dy_y):

@@ -21,6 +21,7 @@ LARGEST_A_LOG = np.float32(80)  # e**80 = 5.5e34: times any step size, still a f
 # Constants with more digits than float32 holds are Python floats: NumPy rounds them to the
 # dtype of the array they meet.
 LOG2_E = 1 / math.log(2)
+LN_2 = np.float32(math.log(2))
 SQRT_HALF = math.sqrt(0.5)
 GELU_TANH_SCALE = math.sqrt(2 / math.pi)
 GELU_TANH_CUBIC = 0.044715
@@ -187,8 +188,16 @@ def log_probability(scores, targets):
     """
     top = np.max(scores, axis=-1, keepdims=True)
     total = np.sum(exp(scores - top), axis=-1, dtype=np.float64)
-    chosen = np.take_along_axis(scores, targets[..., None], axis=-1).astype(np.float64) - top
-    return chosen[..., 0] - np.log(total)
+    chosen = np.take_along_axis(scores, targets[..., None], axis=-1)
+    return log_share(chosen[..., 0], top[..., 0], total)
+
+
+def log_share(chosen, top, total):
+    """Return the log of one score's probability, in float64.
+
+    ``top`` is the largest of the scores, ``total`` the sum of e**(score - top) over all.
+    """
+    return chosen.astype(np.float64) - top - np.log(total, dtype=np.float64)
 
 
 def softmax(scores):

@@ -46,5 +46,9 @@ class NonFiniteError(MambaError, ArithmeticError):
     """A weight, state or logit is NaN or infinite where only finite numbers make sense."""
 
 
+class TrainingError(MambaError, ArithmeticError):
+    """A step of training met a NaN or infinite loss or gradient; the weights are as before it."""
+
+
 class BackendError(MambaError, RuntimeError):
     """The backend that was asked for is unknown or not available on this machine."""

@@ -1,18 +1,25 @@
 """The loss of a language model, and its gradient with respect to every parameter."""
 
+from collections.abc import Callable, Set
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import backend as backends
 from . import backward, reference
-from .checkpoint.names import HEAD, MODEL, layer_key
+from .checkpoint.names import parts
 from .checks import shown
+from .config import MambaConfig
 from .errors import InputError
 from .inputs import check_batch, check_labels
 from .int8 import refuse
 from .model import MambaForCausalLM
+from .params import Layer, Params, convert
 from .reference import IGNORED_LABEL, State
+
+Engine = Callable[[Params, MambaConfig, NDArray, NDArray], tuple[np.float64, Params]]
 
 
 def loss_and_gradients(
@@ -29,39 +36,18 @@ def loss_and_gradients(
     other than Mamba's own.
     """
     _check_model(model)
-    config, params, dtype = model.config, model.params, model.compute_dtype
+    config, dtype = model.config, model.compute_dtype
     batch = check_batch(config, dtype, input_ids, None, attention_mask)
-    labels = batch.pack(check_labels(labels, batch.shape, config.vocab_size), IGNORED_LABEL)
-    ids = batch.pack(batch.ids)
-    x = reference.embed(ids, params.embeddings, dtype)
-    start = _zero_state(config, len(x), dtype)
-    kept = []
-    for layer in params.layers:
-        u = reference.rms_norm(x, layer.norm, config.layer_norm_epsilon)
-        steps, _ = reference.mixer_steps(u, layer, config, start, batch.lengths)
-        kept.append((x, u, steps))
-        x = x + reference.linear(steps.gated, layer.out_proj, layer.out_proj_bias)
-    final = reference.rms_norm(x, params.norm_f, config.layer_norm_epsilon)
-    loss, d_final, d_head = backward.d_cross_entropy(final, params.lm_head, labels)
-    gradients: dict[str, NDArray] = {}
-    d_x, gradients[MODEL["norm_f"].name] = backward.d_rms_norm(
-        d_final, x, params.norm_f, config.layer_norm_epsilon
-    )
-    for i, layer in reversed(list(enumerate(params.layers))):
-        x, u, steps = kept.pop()
-        mixer = backward.d_mixer(d_x, u, layer, config, steps, start, batch.lengths)
-        d_residual, d_norm = backward.d_rms_norm(mixer.u, x, layer.norm, config.layer_norm_epsilon)
-        d_x = d_x + d_residual
-        for field, gradient in {"norm": d_norm, **mixer.parameters}.items():
-            gradients[layer_key(i, field)] = gradient
-    d_embeddings = backward.d_embed(d_x, ids, config.vocab_size)
-    if params.tied:
-        d_embeddings += d_head
-    else:
-        gradients[HEAD] = d_head
-    gradients[MODEL["embeddings"].name] = d_embeddings
-    shaped = {name: gradients[name].reshape(a.shape) for name, a in model.state_dict().items()}
-    return loss, shaped
+    labels = check_labels(labels, batch.shape, config.vocab_size)
+    # Masked positions are gone, and what fills the ends of shorter rows predicts nothing and is
+    # read by nobody: it has no part in any gradient.
+    ids, labels = batch.pack(batch.ids), batch.pack(labels, IGNORED_LABEL)
+    loss, found = _engine(model)(convert(model.params, dtype), config, ids, labels)
+    if model.params.tied:
+        both = found.embeddings + found.lm_head
+        found = replace(found, embeddings=both, lm_head=both)
+    by_name = {name: getattr(owner, field) for name, field, owner in parts(found)}
+    return loss, {name: by_name[name].reshape(a.shape) for name, a in model.state_dict().items()}
 
 
 def _check_model(model: Any) -> None:
@@ -75,7 +61,53 @@ def _check_model(model: Any) -> None:
         )
 
 
-def _zero_state(config, rows: int, dtype) -> State:
+def _engine(model: MambaForCausalLM) -> Engine:
+    """Return the compiled kernels where the model computes with them; they take states in fours."""
+    name = backends.resolve(model.backend, model.config, model.compute_dtype)
+    if name == "cpu" and model.config.state_size % 4 == 0:
+        from .kernels import training
+
+        return training.loss_and_gradients
+    return by_reference
+
+
+def by_reference(
+    params: Params,
+    config: MambaConfig,
+    ids: NDArray,
+    labels: NDArray,
+    detach: Set[str] = backward.NOTHING,
+) -> tuple[np.float64, Params]:
+    """Return the loss and its gradients in the form of parameters, by the NumPy backward pass.
+
+    ``ids`` and ``labels`` are (B, L). The gradients of ``embeddings`` and ``lm_head`` are those of
+    looking up and of scoring, also where the two are one matrix. ``detach``: see ``backward``.
+    """
+    eps, dtype = config.layer_norm_epsilon, params.norm_f.dtype
+    x = reference.embed(ids, params.embeddings, dtype)
+    start = _zero_state(config, len(x), dtype)
+    kept = []
+    for layer in params.layers:
+        u = reference.rms_norm(x, layer.norm, eps)
+        steps, _ = reference.mixer_steps(u, layer, config, start)
+        kept.append((layer, x, u, steps))
+        x = x + reference.linear(steps.gated, layer.out_proj, layer.out_proj_bias)
+    final = reference.rms_norm(x, params.norm_f, eps)
+    loss, d_final, d_head = backward.d_cross_entropy(final, params.lm_head, labels)
+    d_x, d_norm_f = backward.d_rms_norm(d_final, x, params.norm_f, eps, detach)
+    layers: list[Layer] = []
+    while kept:
+        layer, x, u, steps = kept.pop()
+        mixer = backward.d_mixer(d_x, u, layer, config, steps, start, detach=detach)
+        d_residual, d_norm = backward.d_rms_norm(mixer.u, x, layer.norm, eps, detach)
+        d_x = d_x + d_residual
+        absent = dict.fromkeys(f.name for f in fields(Layer))
+        layers.insert(0, Layer(**absent | mixer.parameters | {"norm": d_norm}))
+    d_embeddings = backward.d_embed(d_x, ids, config.vocab_size)
+    return loss, Params(d_embeddings, tuple(layers), d_norm_f, d_head)
+
+
+def _zero_state(config: MambaConfig, rows: int, dtype: np.dtype) -> State:
     E = config.intermediate_size
     window = np.zeros((rows, E, config.conv_kernel), dtype)
     return State(window, np.zeros((rows, E, config.state_size), dtype))

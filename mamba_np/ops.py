@@ -5,12 +5,14 @@ Arithmetic is in float32, or float64 if the first argument is; results have its 
 function raises InputError naming the argument whose dtype or shape is wrong.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import backend as backends
+from . import backward, reference
+from . import derivatives as d
 from . import equations as eq
 from .checks import shown
 from .errors import InputError
@@ -41,22 +43,57 @@ def selective_scan(
 
     Returns y (B, E, L), or (y, last_state (B, E, N)) with ``return_last_state``.
     """
-    u, dtype = as_array("u", u), _dtype("u", u)
-    batch, E, L = _shape("u", u, 3)
-    N = _shape("A", A, 2)[1]
-    x = _time_major("u", u, dtype, (batch, E, L))
-    step = _time_major("delta", delta, dtype, (batch, E, L))
-    step = _step_size(step, _vector("delta_bias", delta_bias, E, dtype), delta_softplus)
-    A = _array("A", A, dtype, (E, N))
-    h = np.zeros((batch, E, N), dtype)
-    if initial_state is not None:
-        h = _array("initial_state", initial_state, dtype, (batch, E, N))
-    engine = backends.get(backends.resolve(backend, dtype=dtype))
-    weights_in, weights_out = (_selected(*m, dtype, (batch, E, N, L)) for m in (("B", B), ("C", C)))
-    y, h = engine.selective_scan(x, step, A, weights_in, weights_out, h)
-    gate = None if z is None else _time_major("z", z, dtype, (batch, E, L))
-    y = _finish(y, x, _vector("D", D, E, dtype), gate).swapaxes(1, 2).astype(u.dtype, copy=False)
+    s = _scan_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    engine = backends.get(backends.resolve(backend, dtype=s.x.dtype))
+    step = _step_size(s.raw, None, delta_softplus)
+    y, h = engine.selective_scan(s.x, step, s.A, s.B, s.C, s.h)
+    y = _finish(y, s.x, s.D, s.z).swapaxes(1, 2).astype(as_array("u", u).dtype, copy=False)
     return (y, h.copy()) if return_last_state else y
+
+
+def selective_scan_backward(
+    dy: NDArray,
+    u: NDArray,
+    delta: NDArray,
+    A: NDArray,
+    B: NDArray,
+    C: NDArray,
+    D: NDArray | None = None,
+    z: NDArray | None = None,
+    delta_bias: NDArray | None = None,
+    delta_softplus: bool = False,
+    *,
+    initial_state: NDArray | None = None,
+    d_last_state: NDArray | None = None,
+) -> dict[str, NDArray]:
+    """Return the gradients of ``selective_scan``'s arguments, by name: of those that are given.
+
+    ``dy`` (B, E, L) is the gradient of the loss with respect to y, and ``d_last_state`` (B, E, N)
+    that with respect to the last state. Each result has the shape of its argument; all of them are
+    in the dtype of the arithmetic: float64 if u is, else float32.
+    """
+    s = _scan_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    d_y = _time_major("dy", dy, s.x.dtype, np.shape(u))
+    if d_last_state is not None:
+        d_last_state = _array("d_last_state", d_last_state, s.x.dtype, s.h.shape)
+    scan = (s.x, _step_size(s.raw, None, delta_softplus), s.A, s.B, s.C, s.h)
+    found: dict[str, NDArray] = {}
+    if s.z is not None:
+        y, _ = reference.selective_scan(*scan)
+        d_y, d_z = d.d_output(d_y, y, s.x, eq.ZERO if s.D is None else s.D, s.z)
+        found["z"] = d_z.swapaxes(1, 2)
+    g = backward.d_selective_scan(d_y, *scan, d_last_state)
+    d_raw = g.delta * d.d_softplus(s.raw) if delta_softplus else g.delta
+    found["u"] = (g.x if s.D is None else g.x + d_y * s.D).swapaxes(1, 2)
+    found |= {"delta": d_raw.swapaxes(1, 2), "A": g.A}
+    found |= {"B": _d_selected(g.B, np.shape(B)), "C": _d_selected(g.C, np.shape(C))}
+    if D is not None:
+        found["D"] = np.einsum("ble,ble->e", d_y, s.x)
+    if delta_bias is not None:
+        found["delta_bias"] = d_raw.sum(axis=(0, 1))
+    if initial_state is not None:
+        found["initial_state"] = g.h.copy()  # without a step, it is the last one's
+    return found
 
 
 def selective_state_update(
@@ -160,6 +197,35 @@ def causal_conv1d_update(
 # --- shared parts ------------------------------------------------------------------------------
 
 
+class _Scan(NamedTuple):
+    """The arguments of a scan as an engine takes them: time-major, in the dtype of arithmetic."""
+
+    x: NDArray  # (B, L, E)
+    raw: NDArray  # (B, L, E): the step sizes before softplus
+    A: NDArray  # (E, N)
+    B: NDArray  # (B, L, N), or (B, L, E, N)
+    C: NDArray  # (B, L, N), or (B, L, E, N)
+    D: NDArray | None  # (E)
+    z: NDArray | None  # (B, L, E)
+    h: NDArray  # (B, E, N): the state before the first step
+
+
+def _scan_arguments(u, delta, A, B, C, D, z, delta_bias, initial_state) -> _Scan:
+    """Check the arguments of ``selective_scan``."""
+    dtype = _dtype("u", u)
+    (batch, E, L), N = _shape("u", u, 3), _shape("A", A, 2)[1]
+    x, raw = (_time_major(*m, dtype, (batch, E, L)) for m in (("u", u), ("delta", delta)))
+    raw = _step_size(raw, _vector("delta_bias", delta_bias, E, dtype), False)
+    A = _array("A", A, dtype, (E, N))
+    h = np.zeros((batch, E, N), dtype)
+    if initial_state is not None:
+        h = _array("initial_state", initial_state, dtype, (batch, E, N))
+    B, C = (_selected(*m, dtype, (batch, E, N, L)) for m in (("B", B), ("C", C)))
+    D = _vector("D", D, E, dtype)
+    z = None if z is None else _time_major("z", z, dtype, (batch, E, L))
+    return _Scan(x, raw, A, B, C, D, z, h)
+
+
 def _conv_sizes(x, weight):
     """Return the sizes B, E, K of a convolution's input and weight."""
     batch, E, _ = _shape("x", x, 3)
@@ -210,6 +276,17 @@ def _selected(name, values, dtype, sizes, allow_fixed=True):
     if groups == 0 or E % groups:
         raise InputError(f"{name}: expected a number of groups that divides {E}, found {groups}")
     return np.repeat(values.transpose(0, 3, 1, 2), E // groups, axis=2)
+
+
+def _d_selected(gradient, shape):
+    """Return the gradient of what ``_selected`` made time-major, in the layout that it had."""
+    if len(shape) == 2:  # (E N): the same everywhere
+        return gradient.sum(axis=(0, 1))
+    if len(shape) == 3:
+        return gradient.swapaxes(1, 2)
+    batch, L, E, N = gradient.shape
+    groups = gradient.reshape(batch, L, shape[1], E // shape[1], N).sum(axis=3)
+    return groups.transpose(0, 2, 3, 1)
 
 
 def _time_major(name, values, dtype, shape):  # (B E L) -> (B L E)

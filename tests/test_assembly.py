@@ -61,6 +61,9 @@ def test_all_kernels_are_looked_at(portable):
     expected = {"meet(float32)", "norm_rows(float32)", "convolve(float32)"}
     expected |= {"selective_scan(float32)", *(f"widen({dtype})" for dtype in dtypes[1:])}
     expected |= {f"{kernel}({dtype})" for kernel in ("step", "project") for dtype in dtypes}
+    backward = ("norm_rows", "convolve", "scan")
+    expected |= {f"{kernel}_backward(float32)" for kernel in backward}
+    expected |= {"activate(float32)", "predict_rows(float32)"}
     assert set(portable) == expected
 
 

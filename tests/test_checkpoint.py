@@ -504,7 +504,7 @@ def test_a_failed_save_changes_nothing(tmp_path, config, monkeypatch):
     params = init_params(config, 1)
     save_params(tmp_path, params, max_shard_size=1000)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write, written = mamba_np.checkpoint.save._write, []
+    write, written = mamba_np.checkpoint.save.write_safetensors, []
 
     def full_disk(path, arrays):
         if written:
@@ -512,7 +512,7 @@ def test_a_failed_save_changes_nothing(tmp_path, config, monkeypatch):
         written.append(path)
         write(path, arrays)
 
-    monkeypatch.setattr(mamba_np.checkpoint.save, "_write", full_disk)
+    monkeypatch.setattr(mamba_np.checkpoint.save, "write_safetensors", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_params(tmp_path, init_params(config, 2), max_shard_size=1000)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -150,7 +150,7 @@ def test_select(make, dtype):
     wide = [a.astype(np.float64) for a in (x_proj, dt_proj, bias)]
     found = reference.select(x, x_proj, dt_proj, bias)
     expected = zip(*(naive.select(row.astype(np.float64), *wide) for row in x), strict=True)
-    for name, a, b in zip(("delta", "B", "C"), found, expected, strict=True):
+    for name, a, b in zip(("delta", "B", "C"), found[:3], expected, strict=True):
         close(a, np.stack(b), dtype, name)
 
 

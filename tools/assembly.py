@@ -121,17 +121,27 @@ def kernels_llvm(optimised: bool, dtypes: tuple[str, ...] = DTYPES) -> dict[str,
 
 def _print_llvm(dtypes: list[str]) -> None:
     """Compile the kernels by using them; write their LLVM code to the standard output."""
-    from mamba_np.kernels import barrier, linear, rows, scan, step
+    from mamba_np.kernels import barrier, linear, rows, rows_backward, scan, scan_backward, step
     from mamba_np.warmup import warmup
 
     for _ in warmup(dtypes):
         pass
+    _train_once()
     found = {}
-    for module in (barrier, linear, rows, scan, step):
+    for module in (barrier, linear, rows, rows_backward, scan, scan_backward, step):
         for name, kernel in vars(module).items():
             for signature in _own_signatures(module, kernel):
                 found[f"{name}({_dtype_in(signature)})"] = kernel.inspect_llvm(signature)
     sys.stdout.buffer.write(pickle.dumps(found))
+
+
+def _train_once() -> None:
+    """Use the kernels of the backward pass."""
+    from mamba_np import MambaConfig, MambaForCausalLM
+    from mamba_np.gradients import loss_and_gradients
+
+    config = MambaConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1)
+    loss_and_gradients(MambaForCausalLM(config, rng=0), [[1, 2, 3]], [[1, 2, 3]])
 
 
 def _own_signatures(module: Any, kernel: Any) -> list:

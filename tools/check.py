@@ -100,8 +100,10 @@ MORE_PARAMETERS = {
     "MambaForCausalLM.__call__",
     "generate",
     "_task",  # generate's own arguments, checked
+    "SFTTrainer.__init__",  # TRL's, in its present and its old spelling
     # the peers' own signatures, so that their test grids can be pointed at ours.
     "selective_scan",
+    "selective_scan_backward",
     "selective_state_update",
 }
 

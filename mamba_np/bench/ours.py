@@ -113,7 +113,7 @@ class Scan:
 def _scan_call(L: int, E: int, N: int) -> tuple[NDArray, Any]:
     """Return the result (L, E padded) that a scan writes, and a function of the threads to use."""
     from ..kernels.packing import aligned, groups_of_channels, padded
-    from ..kernels.scan import Channels, Sequence, selective_scan
+    from ..kernels.scan import NO_STARTS, Channels, Sequence, selective_scan
 
     x, delta, A, B, C = scan_arrays(L, E, N)
     wide = padded(E)
@@ -129,7 +129,7 @@ def _scan_call(L: int, E: int, N: int) -> tuple[NDArray, Any]:
 
     def run(threads: int) -> None:
         def share(member: Any) -> None:
-            selective_scan(sequence, channels, h, y, L, steps, member.share(wide // 16))
+            selective_scan(sequence, channels, h, y, NO_STARTS, L, steps, member.share(wide // 16))
 
         run_team(share, threads)
 

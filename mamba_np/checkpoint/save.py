@@ -105,7 +105,7 @@ def save_params(
             index = commits.enter_context(replacing(folder / SAFETENSORS.index))
             write_json(index, _index(dict(zip(files, shards, strict=True))))
         for file, shard in zip(files, shards, strict=True):
-            _write(commits.enter_context(replacing(folder / file)), shard)
+            write_safetensors(commits.enter_context(replacing(folder / file)), shard)
         if len(shards) > 1:
             commits.push(partial(_forget_index, folder))
     files += [SAFETENSORS.index] if len(shards) > 1 else []
@@ -161,7 +161,7 @@ def _index(shards: dict[str, Arrays]) -> dict[str, dict]:
     return {"metadata": metadata, "weight_map": weight_map}
 
 
-def _write(path: Path, arrays: Arrays) -> None:
+def write_safetensors(path: Path, arrays: Arrays) -> None:
     """Write one safetensors file, array by array: nothing is gathered in memory.
 
     The format: the header's length in eight bytes, the header as JSON, the numbers back to back.

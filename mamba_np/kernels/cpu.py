@@ -22,7 +22,7 @@ from .lanes import WIDTH
 from .packing import PackedLayer, Sizes, aligned, groups_of_channels, packed, padded
 from .prefill import Chunk
 from .rows import Convolution, convolve
-from .scan import Channels, Sequence
+from .scan import NO_STARTS, Channels, Sequence
 from .scan import selective_scan as scan_kernel
 
 __all__ = [
@@ -169,7 +169,7 @@ def selective_scan(
     c = Channels(groups_of_channels(eq.per_octave(A)), zeros, zeros, wide, N, False)
     rows, items = np.full(texts, L, np.int64), texts * (wide // WIDTH)
     run_team(
-        lambda member: scan_kernel(s, c, states, y, L, rows, member.share(items)),
+        lambda member: scan_kernel(s, c, states, y, NO_STARTS, L, rows, member.share(items)),
         team_size(len(flat)),
     )
     return y[:, :E].reshape(texts, L, E), states.swapaxes(1, 2)

@@ -236,21 +236,35 @@ def spread(typing, x):
 @intrinsic
 def total(typing, x):
     """Return the sum of the 16 numbers, halves added to halves."""
+    return types.float32(LANES), lambda c, b, s, args: _folded(b, args[0], b.fadd)
+
+
+@intrinsic
+def largest(typing, x):
+    """Return the largest of the 16 numbers."""
 
     def emit(context, builder, sig, args):
-        part, width = args[0], WIDTH
-        while width > 1:
-            width //= 2
-            low = ir.Constant(ir.VectorType(_INT, width), list(range(width)))
-            high = ir.Constant(ir.VectorType(_INT, width), list(range(width, 2 * width)))
-            nothing = ir.Constant(part.type, ir.Undefined)
-            part = builder.fadd(
-                builder.shuffle_vector(part, nothing, low),
-                builder.shuffle_vector(part, nothing, high),
-            )
-        return builder.extract_element(part, _INT(0))
+        def larger(a, b):
+            return builder.select(builder.fcmp_ordered("<", a, b), b, a)
+
+        return _folded(builder, args[0], larger)
 
     return types.float32(LANES), emit
+
+
+def _folded(builder, part, join):
+    """Return what is left of a vector when its halves are joined until one number remains."""
+    width = part.type.count
+    while width > 1:
+        width //= 2
+        low = ir.Constant(ir.VectorType(_INT, width), list(range(width)))
+        high = ir.Constant(ir.VectorType(_INT, width), list(range(width, 2 * width)))
+        nothing = ir.Constant(part.type, ir.Undefined)
+        part = join(
+            builder.shuffle_vector(part, nothing, low),
+            builder.shuffle_vector(part, nothing, high),
+        )
+    return builder.extract_element(part, _INT(0))
 
 
 # --- four at once --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ int16) and int8, and returns float32. Indices are flat, of C-contiguous arrays, 
 from llvmlite import ir
 from numba import types
 
-from .lanes import BITS, LANES, MASK, WIDTH
+from .lanes import BITS, FOUR_LANES, LANES, MASK, WIDTH
 from .options import inline, intrinsic
 
 _FLOAT, _INT, _MASK = ir.FloatType(), ir.IntType(32), MASK.llvm
@@ -200,6 +200,41 @@ def store_part(typing, array, index, x, count):
         return context.get_dummy_value()
 
     return types.void(array, types.intp, LANES, types.intp), emit
+
+
+@intrinsic
+def add_sums(typing, array, index, x):
+    """Add the four sums of four Lanes to four float32 numbers, from a flat index on."""
+    if _element(array) is not types.float32:
+        return None
+
+    def emit(context, builder, sig, args):
+        sums = _sums_of_four(builder, args[2])
+        place = _place(context, builder, sig.args[0], args[0], args[1], sums.type)
+        before = builder.load(place, align=4)
+        builder.store(builder.fadd(before, sums), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, FOUR_LANES), emit
+
+
+def _sums_of_four(builder, part):
+    """Return the sums of each quarter of a vector: halves of quarters are added to halves."""
+    nothing, width = ir.Constant(part.type, ir.Undefined), part.type.count // 4
+    while width > 1:
+        width //= 2
+        low = [quarter * 2 * width + j for quarter in range(4) for j in range(width)]
+        high = [place + width for place in low]
+        part = builder.fadd(
+            *(
+                builder.shuffle_vector(
+                    part, nothing, ir.Constant(ir.VectorType(_INT, len(places)), places)
+                )
+                for places in (low, high)
+            )
+        )
+        nothing = ir.Constant(part.type, ir.Undefined)
+    return part
 
 
 @intrinsic

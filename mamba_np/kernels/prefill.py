@@ -13,7 +13,7 @@ from .lanes import WIDTH
 from .packing import PackedLayer, Sizes, aligned
 from .products import product
 from .rows import Convolution, convolve, norm_rows
-from .scan import Channels, Sequence, selective_scan
+from .scan import NO_STARTS, Channels, Sequence, selective_scan
 
 
 class Chunk:
@@ -94,7 +94,9 @@ class Chunk:
         B, C = flat[s.R :], flat[s.R + s.N :]
         sequence = Sequence(self.x, self.delta, s.E_pad, B, C, s.M_pad, z, 2 * s.E_pad)
         channels = Channels(layer.A_per_octave, layer.D, layer.dt_bias, s.E_pad, s.N, True)
-        selective_scan(sequence, channels, states, self.x, self.length, self.steps, items)
+        selective_scan(
+            sequence, channels, states, self.x, NO_STARTS, self.length, self.steps, items
+        )
 
 
 def _add_bias(y: NDArray, bias: NDArray) -> None:

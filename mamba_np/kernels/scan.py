@@ -17,6 +17,7 @@ from .memory import at, data, fetch, first_aligned, get, load, set_, store
 from .options import inline, kernel
 
 STEPS = 64
+NO_STARTS = np.empty((0, 0, 0, 0), np.float32)
 """Steps of one block: three arrays of 64 x 16 numbers are 12 KB, which a first-level cache has."""
 
 
@@ -141,15 +142,23 @@ def _finish(s, c, first, steps, e, scratch, y):
         store(y, i, result)
 
 
+@inline
+def _keep(room, states, starts, place, N, E, count):
+    """Write the states of 16 channels to ``starts``, from a flat index on."""
+    for n in range(N):
+        set_(starts, place + n * E, load(room, states + n * WIDTH), count)
+
+
 @kernel
-def selective_scan(s, c, h, y, length, row_steps, items):
+def selective_scan(s, c, h, y, starts, length, row_steps, items):
     """Run the scan for some groups of 16 channels of some texts.
 
     ``h`` (B, N, E) holds the states and is advanced in place. Text b has its rows from
     b * ``length`` on, of which ``row_steps[b]`` count. ``items`` = (first, last): the groups to
-    do, numbered through all texts.
+    do, numbered through all texts. ``starts`` (B, blocks, N, E) gets the states before each block
+    of STEPS steps, for a backward pass; it may have no blocks.
     """
-    E = h.shape[2]
+    E, blocks = h.shape[2], starts.shape[1]
     groups = (E + WIDTH - 1) // WIDTH
     room = np.empty((3 * STEPS + c.N + 1) * WIDTH, np.float32)
     deltas = first_aligned(room)
@@ -163,6 +172,9 @@ def selective_scan(s, c, h, y, length, row_steps, items):
             store(room, states + n * WIDTH, get(h, (b * c.N + n) * E + e, count))
         for begin in range(0, row_steps[b], STEPS):
             first, steps = b * length + begin, min(STEPS, row_steps[b] - begin)
+            if blocks > 0:
+                place = (b * blocks + begin // STEPS) * c.N * E + e
+                _keep(room, states, starts, place, c.N, E, count)
             _prepare(s, c, first, steps, e, scratch)
             row, channel = first + STEPS, e
             if begin + STEPS >= row_steps[b]:  # the next channels' first block
@@ -173,5 +185,4 @@ def selective_scan(s, c, h, y, length, row_steps, items):
             for n in range(c.N - c.N % 4, c.N):
                 one_state(s, c, n, first, steps, e, states + n * WIDTH, scratch)
             _finish(s, c, first, steps, e, scratch, y)
-        for n in range(c.N):
-            set_(h, (b * c.N + n) * E + e, load(room, states + n * WIDTH), count)
+        _keep(room, states, h, b * c.N * E + e, c.N, E, count)

@@ -8,6 +8,7 @@ numbers where a kernel needs one. The elementary functions become the polynomial
 from numba import types
 from numba.extending import overload, register_jitable
 
+from .. import derivatives as d
 from .. import equations as eq
 from .. import polynomials
 from .lanes import FLOATS, FLOATS_OF, bits_of, from_bits, select, square_root
@@ -48,5 +49,6 @@ for _name in ("exp", "exp2", "log1p"):
 for _function in (
     *(eq.sigmoid, eq.silu, eq.softplus, eq.decay, eq.state_update, eq.output),
     eq.root_mean_square,
+    *(d.d_sigmoid, d.d_silu, d.d_softplus, d.d_state_update, d.d_ungated, d.d_gate, d.d_normed),
 ):
     register_jitable(**INLINE)(_function)

@@ -1,0 +1,508 @@
+"""Trainer and SFTTrainer: what they do to a model, log, keep and refuse."""
+
+import io
+import itertools
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+from mamba_np import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM
+from mamba_np.errors import CheckpointError, ConfigError, InputError, TrainingError
+from mamba_np.gradients import loss_and_gradients
+from mamba_np.lora import LoraConfig, PeftModel, get_peft_model
+from mamba_np.training import (
+    AdamW,
+    DataCollatorForLanguageModeling,
+    Schedule,
+    SFTConfig,
+    SFTTrainer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    collate,
+    epoch_order,
+    latest_checkpoint,
+)
+
+# As it stands on the Mamba page of transformers' documentation.
+PAGE = """
+from datasets import load_dataset
+from trl import SFTTrainer
+from peft import LoraConfig
+from transformers import AutoTokenizer, AutoModelForCausalLM, TrainingArguments
+model_id = "state-spaces/mamba-130m-hf"
+tokenizer = AutoTokenizer.from_pretrained(model_id)
+model = AutoModelForCausalLM.from_pretrained(model_id)
+dataset = load_dataset("Abirate/english_quotes", split="train")
+training_args = TrainingArguments(
+    output_dir="./results",
+    num_train_epochs=3,
+    per_device_train_batch_size=4,
+    logging_dir='./logs',
+    logging_steps=10,
+    learning_rate=2e-3
+)
+lora_config =  LoraConfig(
+        r=8,
+        target_modules=["x_proj", "embeddings", "in_proj", "out_proj"],
+        task_type="CAUSAL_LM",
+        bias="none"
+)
+trainer = SFTTrainer(
+    model=model,
+    tokenizer=tokenizer,
+    args=training_args,
+    peft_config=lora_config,
+    train_dataset=dataset,
+    dataset_text_field="quote",
+)
+trainer.train()
+"""
+
+WORDS = ("be", "yourself", "so", "many", "books", "time", "live", "dream", "little", "always")
+QUOTES = [
+    {"quote": f"{a} {b} and {b} {a}.", "author": "?", "tags": [a]}
+    for a, b in itertools.islice(itertools.permutations(WORDS, 2), 40)
+]
+CONFIG = MambaConfig(vocab_size=13, hidden_size=8, num_hidden_layers=2, state_size=4)
+ROWS = [{"input_ids": np.random.default_rng(i).integers(1, 13, 3 + i % 6)} for i in range(11)]
+TIMES = ("runtime", "per_second")
+
+
+@pytest.fixture
+def tokenizer(model_path):
+    return AutoTokenizer.from_pretrained(model_path("base_silu"))
+
+
+@pytest.fixture
+def base(model_path):
+    return AutoModelForCausalLM.from_pretrained(model_path("base_silu"))
+
+
+def small(rng=0):
+    return MambaForCausalLM(CONFIG, rng=rng, backend="numpy")
+
+
+def arguments(folder, **options):
+    defaults = {
+        "output_dir": folder,
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 2,
+        "save_strategy": "no",
+    }
+    return TrainingArguments(**defaults | options)
+
+
+def trainer_of(folder, model=None, rows=ROWS, **options):
+    keys = ("eval_dataset", "callbacks", "data_collator")
+    own = {key: options.pop(key) for key in keys if key in options}
+    model = small() if model is None else model
+    return Trainer(model, arguments(folder, **options), train_dataset=rows, **own)
+
+
+def bits(trainer):
+    """Return what a run leaves, without what the clock says."""
+    arrays = {name: a.tobytes() for name, a in trainer.model.state_dict().items()}
+    history = [
+        {k: v for k, v in entry.items() if not k.endswith(TIMES)}
+        for entry in trainer.state.log_history
+    ]
+    return arrays, history, trainer.state.global_step, trainer.state.epoch
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step, how=None):
+        self.step, self.how = step, how
+
+    def on_step_end(self, args, state, control, **options):
+        if state.global_step == self.step:
+            if self.how is None:
+                control.should_training_stop = True
+            else:
+                self.how()
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+def test_the_page_runs(model_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = PAGE
+    for old, new in [
+        ("from datasets import load_dataset\n", ""),
+        ("from trl import SFTTrainer", "from mamba_np.training import SFTTrainer"),
+        ("from peft import", "from mamba_np.lora import"),
+        ("AutoModelForCausalLM, TrainingArguments", "AutoModelForCausalLM"),
+        ("from transformers import", "from mamba_np.training import TrainingArguments\n"),
+        ("\n AutoTokenizer", "\nfrom mamba_np import AutoTokenizer"),
+        ("state-spaces/mamba-130m-hf", str(model_path("base_silu"))),
+        ('load_dataset("Abirate/english_quotes", split="train")', "quotes"),
+    ]:
+        assert old in code
+        code = code.replace(old, new)
+    scope = {"quotes": QUOTES}
+    exec(code, scope)
+    trainer = scope["trainer"]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 3
+    assert losses[0] > losses[1] > losses[2]
+    assert trainer.state.global_step == 30
+    assert names(tmp_path / "results") == ["checkpoint-30"]
+    adapter = PeftModel.from_pretrained(scope["model"], tmp_path / "results" / "checkpoint-30")
+    ids = scope["tokenizer"]("be yourself", return_tensors="np")["input_ids"]
+    np.testing.assert_array_equal(adapter(ids).logits, trainer.model(ids).logits)
+    assert not np.array_equal(scope["model"](ids).logits, adapter(ids).logits)
+
+
+def test_both_spellings_are_one_run(model_path, tmp_path, tokenizer):
+    lora = LoraConfig(r=4, target_modules=["in_proj"])
+    common = {"max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1}
+
+    def run(args, **options):
+        model = AutoModelForCausalLM.from_pretrained(model_path("base_silu"))
+        trainer = SFTTrainer(model, args, train_dataset=QUOTES, peft_config=lora, **options)
+        assert trainer.tokenizer is trainer.processing_class
+        trainer.train()
+        return bits(trainer)
+
+    data = {"dataset_text_field": "quote", "packing": True}
+    old = TrainingArguments(tmp_path / "old", **common)
+    new = SFTConfig(output_dir=tmp_path / "new", max_length=16, **data, **common)
+    assert run(old, tokenizer=tokenizer, max_seq_length=16, **data) == run(
+        new, processing_class=tokenizer
+    )
+
+
+def test_a_model_may_be_named(model_path, tmp_path):
+    config = SFTConfig(tmp_path, dataset_text_field="quote", max_steps=1, max_seq_length=8)
+    trainer = SFTTrainer(str(model_path("base_silu")), config, train_dataset=QUOTES[:4])
+    assert trainer.train().global_step == 1
+    assert max(len(row.ids) for row in trainer.train_rows) == 8
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-1")
+    for name, array in trainer.model.state_dict().items():
+        np.testing.assert_array_equal(model.state_dict()[name], array)
+    assert AutoTokenizer.from_pretrained(tmp_path / "checkpoint-1").eos_token_id is not None
+
+
+def test_sft_arguments_are_checked(tmp_path, tokenizer, base):
+    for options, message in [
+        ({"packing_strategy": "bfd"}, "packing_strategy: expected 'wrapped', found 'bfd'"),
+        ({"max_length": 1}, "max_length: expected an integer from 2"),
+        ({"dataset_text_field": 3}, "dataset_text_field: expected a string, found 3"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            SFTConfig(tmp_path, **options)
+    lora = LoraConfig(target_modules=["in_proj"])
+    with pytest.raises(InputError, match="peft_config: expected None"):
+        SFTTrainer(get_peft_model(base, lora), train_dataset=QUOTES, peft_config=lora)
+    with pytest.raises(InputError, match="args: expected SFTConfig or TrainingArguments"):
+        SFTTrainer(base, {"output_dir": "x"}, train_dataset=QUOTES)
+
+
+# --- a run is its steps --------------------------------------------------------------------------
+
+
+def test_a_run_is_what_its_steps_are_by_hand(tmp_path):
+    """Accumulation, the last partial batch, the order of each epoch, the schedule, clipping."""
+    options = {"gradient_accumulation_steps": 2, "warmup_steps": 2, "weight_decay": 0.1}
+    trainer = trainer_of(tmp_path, max_grad_norm=0.5, logging_steps=1, **options)
+    assert trainer.train().global_step == 6  # 11 rows: 2 * 2 + 2 * 2 + (2 + 1), twice
+    model = small().make_writeable()
+    optimiser = AdamW(model.state_dict(), weight_decay=0.1)
+    schedule, losses = Schedule(1e-2, 6, 2), []
+    for epoch in range(2):
+        order = epoch_order(11, 42, epoch)
+        for rows in (order[:4], order[4:8], order[8:]):
+            batch = collate([trainer.train_rows[i] for i in rows])
+            loss, gradients = loss_and_gradients(
+                model, batch["input_ids"], batch["labels"], batch.get("attention_mask")
+            )
+            norm = np.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+            scale = min(1.0, 0.5 / (norm + 1e-6))
+            gradients = {name: (g * scale).astype(g.dtype) for name, g in gradients.items()}
+            losses.append((float(loss), norm, schedule(optimiser.step)))
+            optimiser.update(gradients, schedule(optimiser.step))
+    for name, array in model.state_dict().items():
+        np.testing.assert_allclose(trainer.model.state_dict()[name], array, rtol=0, atol=2e-4)
+    keys = ("loss", "grad_norm", "learning_rate")
+    found = [[entry[key] for key in keys] for entry in trainer.state.log_history[:-1]]
+    np.testing.assert_allclose(found, losses, rtol=1e-3)
+
+
+def test_log_history_is_that_of_transformers(tmp_path):
+    trainer = trainer_of(tmp_path)
+    result = trainer.train()
+    *steps, last = trainer.state.log_history
+    assert [list(entry) for entry in steps] == [
+        ["loss", "grad_norm", "learning_rate", "epoch", "step"]
+    ] * 6
+    assert [entry["step"] for entry in steps] == [2, 4, 6, 8, 10, 12]
+    assert [entry["epoch"] for entry in steps] == pytest.approx([i / 3 for i in range(1, 7)])
+    assert (
+        last["train_loss"]
+        == result.training_loss
+        == pytest.approx(np.mean([entry["loss"] for entry in steps]))
+    )
+    assert (last["step"], last["epoch"], result.global_step) == (12, 2.0, 12)
+    assert {"train_runtime", "train_samples_per_second"} <= result.metrics.keys()
+    assert trainer.state.max_steps == 12
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"logging_strategy": "no"}, []),
+        ({"logging_strategy": "epoch"}, [6, 12]),
+        ({"logging_steps": 5, "logging_first_step": True}, [1, 5, 10]),
+        ({"max_steps": 3}, [2]),
+        ({"num_train_epochs": 0.5, "logging_steps": 1}, [1, 2, 3]),
+    ],
+)
+def test_when_logs_are_made(tmp_path, options, steps):
+    trainer = trainer_of(tmp_path, **options)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history[:-1]] == steps
+
+
+def test_evaluation(tmp_path):
+    trainer = trainer_of(tmp_path, eval_dataset=ROWS[:5], eval_strategy="steps", eval_steps=5)
+    before = trainer.evaluate()
+    total, count = 0.0, 0
+    for one in ROWS[:5]:
+        ids = one["input_ids"][None]
+        total += float(trainer.model(ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    assert before["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+    trainer.train()
+    found = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [entry["step"] for entry in found] == [5, 10]
+    assert found[-1]["eval_loss"] < before["eval_loss"]
+    with pytest.raises(InputError, match="eval_dataset: expected data to evaluate on"):
+        trainer_of(tmp_path).evaluate()
+    assert trainer_of(tmp_path).evaluate(ROWS[:5])["eval_loss"] == before["eval_loss"]
+
+
+def test_a_folder_brings_its_validation(tmp_path, tokenizer, base):
+    for name in ("train", "valid"):
+        lines = (json.dumps({"text": one["quote"]}) for one in QUOTES[:6])
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    args = arguments(tmp_path, eval_strategy="epoch", num_train_epochs=1)
+    trainer = Trainer(base, args, train_dataset=tmp_path, tokenizer=tokenizer)
+    trainer.train()
+    assert sum("eval_loss" in entry for entry in trainer.state.log_history) == 1
+
+
+def test_collators(tmp_path):
+    plain = trainer_of(tmp_path)
+    plain.train()
+    other = trainer_of(tmp_path, data_collator=DataCollatorForLanguageModeling(mlm=False))
+    other.train()
+    assert bits(other) == bits(plain)
+
+
+def test_callbacks_are_told_and_may_stop_a_run(tmp_path):
+    told = []
+
+    class Watch(TrainerCallback):
+        def __getattribute__(self, name):
+            if name.startswith("on_"):
+                return lambda args, state, control, **options: told.append(name)
+            return super().__getattribute__(name)
+
+    trainer = trainer_of(tmp_path, callbacks=[Watch(), StopAt(3)], save_strategy="steps")
+    assert trainer.train().global_step == 3
+    assert told[0] == "on_train_begin"
+    assert told[-1] == "on_train_end"
+    assert told.count("on_step_end") == 3
+    assert told.count("on_log") == 2
+
+
+# --- checkpoints -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("stop", [1, 4, 6, 7])
+def test_a_resumed_run_is_the_undisturbed_one(tmp_path, stop, lora):
+    def model():
+        config = LoraConfig(r=2, target_modules=["in_proj", "embeddings"])
+        return get_peft_model(small(), config, rng=1) if lora else small()
+
+    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    undisturbed = trainer_of(tmp_path / "whole", model(), **options)
+    expected = undisturbed.train()
+    first = trainer_of(tmp_path / "parts", model(), callbacks=[StopAt(stop, stop_it)], **options)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    assert first.state.global_step == stop
+    again = trainer_of(tmp_path / "parts", model(), resume_from_checkpoint=True, **options)
+    result = again.train()
+    assert bits(again) == bits(undisturbed)
+    assert result.training_loss == expected.training_loss
+    assert names(tmp_path / "parts") == ["checkpoint-11", "checkpoint-12"]
+    for name in names(tmp_path / "parts" / "checkpoint-12"):
+        if name not in ("manifest.json", "training_args.json"):
+            paths = [tmp_path / part / "checkpoint-12" / name for part in ("whole", "parts")]
+            assert paths[0].read_bytes() == paths[1].read_bytes(), name
+
+
+def stop_it():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_lets_the_step_end(tmp_path):
+    def twice():
+        stop_it()
+        stop_it()
+
+    trainer = trainer_of(
+        tmp_path, callbacks=[StopAt(2, stop_it)], save_strategy="steps", save_steps=2
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert names(tmp_path) == ["checkpoint-2"]  # of the step that was asked to be the last
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    trainer = trainer_of(tmp_path / "b", callbacks=[StopAt(2, twice)], save_strategy="epoch")
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not (tmp_path / "b").exists()
+
+
+def test_which_steps_are_kept(tmp_path):
+    for name, options, steps in [
+        ("a", {"save_strategy": "steps", "save_steps": 5}, [10, 12, 5]),
+        ("b", {"save_strategy": "epoch"}, [12, 6]),
+        ("c", {"save_strategy": "steps", "save_steps": 5, "save_total_limit": 1}, [12]),
+    ]:
+        trainer_of(tmp_path / name, **options).train()
+        assert names(tmp_path / name) == [f"checkpoint-{step}" for step in steps]
+    trainer_of(tmp_path / "d").train()
+    assert not (tmp_path / "d").exists()
+
+
+def test_checkpoints_of_another_run_are_not_taken_for_ones_own(tmp_path):
+    trainer_of(tmp_path, save_strategy="epoch").train()
+    with pytest.raises(CheckpointError, match="overwrite_output_dir=True"):
+        trainer_of(tmp_path, save_strategy="epoch").train()
+    trainer_of(tmp_path, save_strategy="epoch", overwrite_output_dir=True, max_steps=6).train()
+    assert names(tmp_path) == ["checkpoint-6"]
+    with pytest.raises(InputError, match=r"expected the 11 rows of the run in .*, found 5"):
+        trainer_of(tmp_path, rows=ROWS[:5]).train(resume_from_checkpoint=True)
+    with pytest.warns(UserWarning, match="other arguments than it began with: max_steps was 6"):
+        trainer_of(tmp_path, max_steps=8).train(resume_from_checkpoint=tmp_path / "checkpoint-6")
+    other = MambaForCausalLM(MambaConfig(**CONFIG.to_dict() | {"hidden_size": 16}), rng=0)
+    with pytest.raises(CheckpointError, match="expected float32 of shape"):
+        trainer_of(tmp_path, other, max_steps=6).train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-6" / "training_args.json").unlink()
+    with pytest.raises(CheckpointError, match="training_args"):
+        trainer_of(tmp_path).train(resume_from_checkpoint=tmp_path / "checkpoint-6")
+    with pytest.raises(CheckpointError, match="expected a checkpoint to resume from, found none"):
+        trainer_of(tmp_path / "new").train(resume_from_checkpoint=True)
+
+
+def test_save_model(tmp_path, base, tokenizer):
+    trainer = Trainer(
+        base, arguments(tmp_path), train_dataset=QUOTES[:0] or ROWS, tokenizer=tokenizer
+    )
+    trainer.save_model()
+    trainer.save_model(tmp_path / "b")
+    for folder in (tmp_path, tmp_path / "b"):
+        assert {"model.safetensors", "tokenizer.json", "config.json"} <= set(names(folder))
+
+
+# --- what cannot be done -------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_a_run(tmp_path):
+    model = small().make_writeable()
+    model.state_dict()["backbone.norm_f.weight"][0] = np.nan
+    with pytest.raises(TrainingError, match="step 1: expected a finite loss"):
+        trainer_of(tmp_path, model).train()
+
+
+def test_a_trainer_checks_what_it_is_given(tmp_path):
+    with pytest.raises(InputError, match="model: expected a MambaForCausalLM or a PeftModel"):
+        Trainer(None, train_dataset=ROWS)
+    with pytest.raises(InputError, match=r"args: expected TrainingArguments, found \{\}"):
+        Trainer(small(), {}, train_dataset=ROWS)
+    with pytest.raises(InputError, match="train_dataset: expected data to train on, found None"):
+        Trainer(small(), arguments(tmp_path)).train()
+    with pytest.raises(ConfigError, match="eval_strategy: expected 'no' without an eval_dataset"):
+        trainer_of(tmp_path, eval_strategy="steps")
+    with pytest.raises(InputError, match="expected ids below the model's vocab_size, 13, found 99"):
+        trainer_of(tmp_path, rows=[{"input_ids": [1, 99]}])
+    with pytest.raises(InputError, match="expected an array of float32 or float64 to train"):
+        trainer_of(tmp_path, MambaForCausalLM(CONFIG, rng=0, dtype="bfloat16")).train()
+
+
+def test_arguments_are_those_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = TrainingArguments(), transformers.TrainingArguments.__dataclass_fields__
+    defaults = {name: f.default for name, f in theirs.items()}
+    for name, value in ours.to_dict().items():
+        if name in defaults and name != "output_dir":
+            assert value == defaults[name], name
+    for name, f in theirs.items():  # every one is known here at its default
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        TrainingArguments(**{name: default})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fp16": True}, "fp16: expected None, false, 0 or nothing"),
+        ({"deepspeed": "ds.json"}, "deepspeed: expected None"),
+        ({"optim": "adafactor"}, "optim: expected 'adamw_torch'"),
+        ({"report_to": "wandb"}, "report_to: expected 'none'"),
+        ({"dataloader_num_workers": 4}, "dataloader_num_workers: expected 0, found 4"),
+        ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type: expected one of linear"),
+        ({"save_strategy": "best"}, "save_strategy: expected one of no, steps, epoch"),
+        ({"learning_rate": -1}, "learning_rate: expected a finite number of at least 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected an integer"),
+        ({"logging_steps": 0.1}, "logging_steps: expected an integer"),
+        ({"num_train_epochs": 0}, "num_train_epochs: expected a finite number above 0"),
+        ({"adam_beta1": 1.0}, "adam_beta1"),
+        ({"eval_steps": 0}, "eval_steps: expected an integer"),
+        ({"warmup_ratio": 2}, "warmup_ratio"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused_by_name(options, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainingArguments(**options)
+
+
+def test_arguments_that_ask_for_nothing_are_taken():
+    TrainingArguments("out", report_to=[], fp16=False, optim="adamw_torch", logging_dir="./logs")
+    with pytest.raises(TypeError, match="unexpected argument 'learning_rat'"):
+        TrainingArguments(learning_rat=1)
+    assert TrainingArguments(evaluation_strategy="epoch").eval_strategy == "epoch"
+    assert TrainingArguments(warmup_steps=0.1).get_warmup_steps(25) == 3
+    assert TrainingArguments(warmup_ratio=0.1).get_warmup_steps(25) == 3
+    assert TrainingArguments(warmup_steps=7, warmup_ratio=0.1).get_warmup_steps(25) == 7
+
+
+def test_a_bar_is_shown_on_terminals_alone(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, options, shown in [
+        (Terminal(), {}, True),
+        (Terminal(), {"disable_tqdm": True}, False),
+        (io.StringIO(), {}, False),
+    ]:
+        monkeypatch.setattr(sys, "stderr", stream)
+        trainer_of(tmp_path, max_steps=2, **options).train()
+        assert ("tokens/s" in stream.getvalue()) is shown
+        assert bool(stream.getvalue()) is shown
