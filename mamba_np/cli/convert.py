@@ -1,13 +1,12 @@
 """``mamba-np convert``: any layout and dtype that can be read, to Hugging Face safetensors."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .common import DTYPES, chosen_model, format_bytes, hub_options
-from .folders import check_target, locate_source, no_folder_left_empty, other_files
+from .common import chosen_model, hub_options
+from .folders import check_target, locate_source, other_files, write_model, writing_options
 
 HELP = """Write SOURCE as a Hugging Face checkpoint in safetensors into the folder DEST.
 
@@ -24,22 +23,11 @@ Examples:
 @click.command("convert", help=HELP, short_help="Write a checkpoint as Hugging Face safetensors.")
 @click.argument("source", metavar="SOURCE")
 @click.argument("dest", metavar="DEST")
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Dtype of the matrices [default: as stored]."
-)
-@click.option(
-    "--max-shard-size",
-    metavar="SIZE",
-    default="5GB",
-    show_default=True,
-    help="Of one weights file.",
-)
-@click.option("--force", is_flag=True, help="Write into a folder that holds files already.")
+@writing_options
 @hub_options
 def command(source: str, dest: str, dtype: str | None, **options: Any) -> None:
     """Run ``mamba-np convert``."""
     from ..checkpoint.save import parse_size
-    from ..files import replacing
     from ..model import MambaForCausalLM
 
     max_shard_size, force = parse_size(options.pop("max_shard_size")), options.pop("force")
@@ -50,12 +38,4 @@ def command(source: str, dest: str, dtype: str | None, **options: Any) -> None:
     others = other_files(folder)
     # Weights that keep their dtype are mapped, not read: at most one copy is in memory.
     model = MambaForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
-    with no_folder_left_empty(target):
-        model.save_pretrained(target, max_shard_size=max_shard_size)
-    for name, path in others.items():
-        with replacing(target / name) as temporary:
-            shutil.copyfile(path, temporary)
-    written = sum(path.stat().st_size for path in target.glob("*.safetensors"))
-    click.echo(
-        f"{dest}: {model.num_parameters():,} parameters, {model.dtype}, {format_bytes(written)}"
-    )
+    write_model(model, target, others, max_shard_size)

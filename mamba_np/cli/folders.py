@@ -2,9 +2,47 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import click
+
+from .common import DTYPES, format_bytes
+
+
+def writing_options(command: Callable) -> Callable:
+    """Add the options of a command that writes a model's folder."""
+    dtypes = click.Choice(DTYPES)
+    for option in (
+        click.option("--force", is_flag=True, help="Write into a folder that holds files already."),
+        click.option(
+            "--max-shard-size",
+            metavar="SIZE",
+            default="5GB",
+            show_default=True,
+            help="Of one weights file.",
+        ),
+        click.option("--dtype", type=dtypes, help="Dtype of the matrices [default: as stored]."),
+    ):
+        command = option(command)
+    return command
+
+
+def write_model(model: Any, target: Path, others: dict[str, Path], max_shard_size: int) -> None:
+    """Write a model, copy the other files of its source, and say what was written."""
+    from ..files import replacing
+
+    with no_folder_left_empty(target):
+        model.save_pretrained(target, max_shard_size=max_shard_size)
+    for name, path in others.items():
+        with replacing(target / name) as temporary:
+            shutil.copyfile(path, temporary)
+    written = sum(path.stat().st_size for path in target.glob("*.safetensors"))
+    click.echo(
+        f"{target}: {model.num_parameters():,} parameters, {model.dtype}, {format_bytes(written)}"
+    )
 
 
 def locate_source(source: str, hub: dict[str, Any]) -> Path:

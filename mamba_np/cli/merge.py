@@ -1,13 +1,12 @@
 """``mamba-np merge``: a model and a LoRA adapter of it, to one model in safetensors."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .common import DTYPES, chosen_model, format_bytes, hub_options
-from .folders import check_target, locate_source, no_folder_left_empty, other_files
+from .common import chosen_model, hub_options
+from .folders import check_target, locate_source, other_files, write_model, writing_options
 
 HELP = """Write BASE with the LoRA adapter ADAPTER merged into it into the folder OUT.
 
@@ -30,23 +29,12 @@ Examples:
     is_flag=True,
     help="Where embeddings are adapted: give the head its own matrix, so that logits stay.",
 )
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Dtype of the matrices [default: as BASE has them]."
-)
-@click.option(
-    "--max-shard-size",
-    metavar="SIZE",
-    default="5GB",
-    show_default=True,
-    help="Of one weights file.",
-)
-@click.option("--force", is_flag=True, help="Write into a folder that holds files already.")
+@writing_options
 @click.option("--adapter-revision", metavar="NAME", help="Branch, tag or commit of ADAPTER.")
 @hub_options
 def command(base: str, adapter: str, out: str, dtype: str | None, **options: Any) -> None:
     """Run ``mamba-np merge``."""
     from ..checkpoint.save import parse_size
-    from ..files import replacing
     from ..lora import PeftModel
     from ..model import MambaForCausalLM
 
@@ -60,12 +48,4 @@ def command(base: str, adapter: str, out: str, dtype: str | None, **options: Any
     model = MambaForCausalLM.from_pretrained(folder, dtype=dtype or "auto")
     peft_model = PeftModel.from_pretrained(model, adapter, **hub | {"revision": revision})
     merged = peft_model.merge_and_unload(untie=untie)
-    with no_folder_left_empty(target):
-        merged.save_pretrained(target, max_shard_size=max_shard_size)
-    for name, path in others.items():
-        with replacing(target / name) as temporary:
-            shutil.copyfile(path, temporary)
-    written = sum(path.stat().st_size for path in target.glob("*.safetensors"))
-    click.echo(
-        f"{out}: {merged.num_parameters():,} parameters, {merged.dtype}, {format_bytes(written)}"
-    )
+    write_model(merged, target, others, max_shard_size)
