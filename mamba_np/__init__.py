@@ -37,6 +37,12 @@ _MODULE_OF = {
     "LoraConfig": "lora",
     "PeftModel": "lora",
     "get_peft_model": "lora",
+    "TrainingArguments": "training",
+    "Trainer": "training",
+    "TrainerCallback": "training",
+    "DataCollatorForLanguageModeling": "training",
+    "SFTConfig": "training",
+    "SFTTrainer": "training",
     "bundled_model_path": "bundled",
     "set_num_threads": "threads",
     "get_num_threads": "threads",
@@ -78,6 +84,14 @@ if TYPE_CHECKING:  # the same names for editors and type checkers
     from .streamers import TextIteratorStreamer, TextStreamer
     from .threads import get_num_threads, set_num_threads
     from .tokenizer import AutoTokenizer, BatchEncoding, Tokenizer
+    from .training import (
+        DataCollatorForLanguageModeling,
+        SFTConfig,
+        SFTTrainer,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
 
 def __getattr__(name: str) -> Any:

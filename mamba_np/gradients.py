@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Set
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def loss_and_gradients(
     labels = check_labels(labels, batch.shape, config.vocab_size)
     # Masked positions are gone, and what fills the ends of shorter rows predicts nothing and is
     # read by nobody: it has no part in any gradient.
-    ids, labels = batch.pack(batch.ids), batch.pack(labels, IGNORED_LABEL)
+    ids, labels = batch.pack(cast(NDArray, batch.ids)), batch.pack(labels, IGNORED_LABEL)
     loss, found = _engine(model)(convert(model.params, dtype), config, ids, labels)
     if model.params.tied:
         both = found.embeddings + found.lm_head
@@ -101,7 +101,7 @@ def by_reference(
         mixer = backward.d_mixer(d_x, u, layer, config, steps, start, detach=detach)
         d_residual, d_norm = backward.d_rms_norm(mixer.u, x, layer.norm, eps, detach)
         d_x = d_x + d_residual
-        absent = dict.fromkeys(f.name for f in fields(Layer))
+        absent: dict[str, Any] = dict.fromkeys(f.name for f in fields(Layer))
         layers.insert(0, Layer(**absent | mixer.parameters | {"norm": d_norm}))
     d_embeddings = backward.d_embed(d_x, ids, config.vocab_size)
     return loss, Params(d_embeddings, tuple(layers), d_norm_f, d_head)

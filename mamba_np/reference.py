@@ -193,7 +193,7 @@ class Steps(NamedTuple):
 
 
 def mixer_steps(u, layer: Layer, config: MambaConfig, state: State, lengths=None):
-    """Do all that a mixer does before out_proj: (B L D) -> Steps, State."""
+    """Do all that a mixer does before out_proj: (B L D) -> Steps (B L E) each, State."""
     E = config.intermediate_size
     xz = linear(u, layer.in_proj, layer.in_proj_bias)
     inputs, z = xz[..., :E], xz[..., E:]  # (B L E) each

@@ -67,6 +67,18 @@ def test_a_completion_is_predicted_and_its_prompt_is_not(tokenizer):
     assert (r.labels == r.ids).all()
 
 
+def test_an_eos_token_of_the_tokenizers_own_is_predicted_too():
+    class Ends:
+        eos_token_id = EOS
+
+        def __call__(self, texts, return_offsets_mapping):
+            offsets = [(0, 1), (1, 2), (0, 0)]  # those of special tokens are empty
+            return {"input_ids": [[5, 6, EOS]], "offset_mapping": [offsets]}
+
+    (r,) = load_data([{"prompt": "a", "completion": "b"}], Ends())
+    assert lists([r]) == [([5, 6, EOS], [-100, 6, EOS])]
+
+
 def test_a_token_across_the_edge_belongs_to_the_completion(tokenizer):
     (split,) = load_data([{"prompt": "the ki", "completion": "ng"}], tokenizer)
     predicted = tokenizer.decode(split.ids[split.labels != -100])

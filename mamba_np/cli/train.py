@@ -51,7 +51,12 @@ data_options = option_group(
         "--text-field", metavar="KEY", default="text", show_default=True, help="Key of the texts."
     ),
     click.option(
-        "--length", type=count, metavar="N", default=512, show_default=True, help="Tokens of a row."
+        "--length",
+        type=click.IntRange(min=2),
+        metavar="N",
+        default=512,
+        show_default=True,
+        help="Most tokens of a row.",
     ),
     click.option("--pack", is_flag=True, help="Fill rows with several texts."),
 )

@@ -6,6 +6,7 @@ of each part; sums over tokens are made by each rank for itself and added at the
 
 import threading
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -245,9 +246,9 @@ def loss_and_gradients(
         )  # fmt: skip
 
     run_team(score, size)
-    d_head = sum(heads[1:], heads[0])
+    d_head = _sum(heads)
     sums = [[Sums(s) for _ in range(size)] for _ in p.layers]
-    layers = [_like(layer) for layer in params.layers]
+    g = [_like(layer) for layer in params.layers]
     norm_f = [aligned((s.D_pad,)) for _ in range(size)]
 
     def back(member: Member) -> None:
@@ -256,17 +257,15 @@ def loss_and_gradients(
             norm_f[member.rank], member.share(way.tokens),
         )  # fmt: skip
         member.barrier()
-        way.backward(member, layers, sums)
+        way.backward(member, g, sums)
 
     run_team(back, size)
     d_x = way.d_residual[:, : s.D].reshape(texts, length, s.D)
     d_embeddings = backward.d_embed(d_x, ids, config.vocab_size)
-    layers = tuple(
-        _finished(g, one, layer, s)
-        for g, one, layer in zip(layers, sums, params.layers, strict=True)
-    )
+    blocks = zip(g, sums, params.layers, strict=True)
+    layers = tuple(_finished(*block, s) for block in blocks)
     loss = np.float64(sum(losses) / len(where) if len(where) else np.nan)
-    return loss, Params(d_embeddings, layers, sum(norm_f)[: s.D], d_head)
+    return loss, Params(d_embeddings, layers, _sum(norm_f)[: s.D], d_head)
 
 
 _kept = threading.local()
@@ -311,15 +310,19 @@ def _predict(x, head, targets, count, d_head):  # (P D), (V D), (P), (V D) -> lo
 
 def _like(layer: Layer) -> Layer:
     """Return an empty array for each parameter."""
-    arrays = {f.name: getattr(layer, f.name) for f in fields(layer)}
-    return Layer(
-        **{n: None if a is None else np.empty(a.shape, np.float32) for n, a in arrays.items()}
-    )
+    arrays = ((f.name, getattr(layer, f.name)) for f in fields(layer))
+    empty: Any = {n: None if a is None else np.empty(a.shape, np.float32) for n, a in arrays}
+    return Layer(**empty)
+
+
+def _sum(arrays: list[NDArray]) -> NDArray:
+    """Return the sum of what the ranks have, one after another: always the same numbers."""
+    return np.add.reduce(arrays)
 
 
 def _finished(g: Layer, sums: list[Sums], layer: Layer, s: Sizes) -> Layer:
     """Return a block's gradients with what the ranks have summed, in the layout of parameters."""
-    total = {name: sum(getattr(one, name) for one in sums) for name in vars(sums[0])}
+    total = {name: _sum([getattr(one, name) for one in sums]) for name in vars(sums[0])}
     A_log = layer.A_log
     d_A = total["A"].swapaxes(1, 2).reshape(s.E_pad, s.N)[: s.E]
     return replace(

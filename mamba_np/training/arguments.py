@@ -25,6 +25,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "no_cuda": (True, False),
     "use_cache": (True, False, None),
     "do_train": (True, False),
+    "do_eval": (True, False),
     "do_predict": (True, False),
     "log_level": (),
     "log_level_replica": (),
@@ -64,23 +65,11 @@ OFF = (
     *("hub_revision", "load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("ignore_data_skip", "restore_callback_states_from_checkpoint", "accelerator_config"),
     *("parallelism_config", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
-    *(
-        "dataloader_drop_last",
-        "label_names",
-        "group_by_length",
-        "ddp_find_unused_parameters",
-        "ddp_bucket_cap_mb",
-    ),
+    *("dataloader_drop_last", "label_names", "group_by_length", "ddp_find_unused_parameters"),
+    *("ddp_bucket_cap_mb", "data_seed", "adafactor", "use_mps_device", "jit_mode_eval"),
     *("ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "fsdp", "fsdp_config"),
     *("deepspeed", "debug", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
-    *(
-        "data_seed",
-        "adafactor",
-        "use_mps_device",
-        "jit_mode_eval",
-        "use_ipex",
-        "half_precision_backend",
-    ),
+    *("use_ipex", "half_precision_backend"),
 )
 """transformers' arguments for what is not here: they must be None, false, 0 or empty."""
 
@@ -94,7 +83,7 @@ COUNTS = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
     *("logging_steps", "save_steps"),
 )
-FLAGS = (*("logging_first_step", "eval_on_start", "do_eval", "overwrite_output_dir"),)
+FLAGS = ("logging_first_step", "eval_on_start", "overwrite_output_dir")
 
 
 @with_field_signature
@@ -139,7 +128,6 @@ class TrainingArguments:
     eval_strategy: str = "no"
     eval_steps: int | None = None
     eval_on_start: bool = False
-    do_eval: bool = False
     save_strategy: str = "steps"
     save_steps: int = 500
     save_total_limit: int | None = None

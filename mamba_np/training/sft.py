@@ -125,6 +125,8 @@ def _config(args: TrainingArguments | None, own: dict[str, Any]) -> SFTConfig:
     """Return the arguments of a run as an SFTConfig, with those of the trainer itself."""
     if args is not None and not isinstance(args, TrainingArguments):
         raise InputError(f"args: expected SFTConfig or TrainingArguments, found {shown(args)}")
+    if isinstance(args, SFTConfig) and not own:
+        return args
     given = {} if args is None else {f.name: getattr(args, f.name) for f in fields(args)}
     return SFTConfig(**given | own)
 

@@ -4,10 +4,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import shown
@@ -16,11 +15,11 @@ from ..files import make_folder
 from ..gradients import loss_and_gradients
 from ..lora import PeftModel, lora_loss_and_gradients
 from ..model import MambaForCausalLM
-from ..reference import IGNORED_LABEL
 from . import resume
 from .arguments import TrainingArguments
 from .callbacks import Progress, ProgressBar, TrainerControl, interrupts_held
 from .data import Batch, DataOptions, Row, collate, epoch_order, load_data
+from .evaluation import mean_loss
 from .optimiser import AdamW
 from .run import Run, TrainOutput, due
 from .schedule import Schedule
@@ -315,7 +314,7 @@ class Trainer:
             raise InputError("eval_dataset: expected data to evaluate on, found None")
         started = time.perf_counter()
         size = self.args.eval_batch_size
-        loss = self._mean_loss(self._batches(rows, size))
+        loss = mean_loss(self.model, self._batches(rows, size))
         seconds = time.perf_counter() - started
         metrics = {
             "eval_loss": loss,
@@ -327,12 +326,3 @@ class Trainer:
         metrics.pop("step")
         self._call("on_evaluate", metrics=dict(metrics))
         return metrics
-
-    def _mean_loss(self, batches: Iterable[Batch]) -> float:
-        total, count = 0.0, 0
-        for batch in batches:
-            predicted = int(np.count_nonzero(np.asarray(batch["labels"])[:, 1:] != IGNORED_LABEL))
-            if predicted:
-                total += float(self.model(**batch).loss) * predicted
-                count += predicted
-        return total / count if count else math.nan
