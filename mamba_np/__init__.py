@@ -30,6 +30,7 @@ _MODULE_OF = {
     "TokenStream": "generation",
     "TextStreamer": "streamers",
     "TextIteratorStreamer": "streamers",
+    "Trace": "trace",
     "Score": "scoring",
     "score": "scoring",
     "score_text": "scoring",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers
     from .streamers import TextIteratorStreamer, TextStreamer
     from .threads import get_num_threads, set_num_threads
     from .tokenizer import AutoTokenizer, BatchEncoding, Tokenizer
+    from .trace import Trace
     from .training import (
         DataCollatorForLanguageModeling,
         SFTConfig,

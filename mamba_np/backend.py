@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-from .config import MambaConfig
+from .config import SELECTIVE, MambaConfig
 from .errors import BackendError
 from .params import DTYPES
 
@@ -30,19 +30,21 @@ def resolve(
     name: str | None = "auto",
     config: MambaConfig | None = None,
     dtype: np.dtype = DTYPES["float32"],
+    *,
+    training: bool = False,
 ) -> str:
-    """Return the name of a backend for a model that computes in ``dtype``.
+    """Return the name of a backend for a model that computes in ``dtype``, or for its training.
 
     "auto" or None is the fastest one that can compute it. Raises BackendError for a name that is
     unknown, or a backend that cannot compute such a model.
     """
     if name in (None, "auto"):
-        return next(one for one in available() if _obstacle(one, config, dtype) is None)
+        return next(one for one in available() if _obstacle(one, config, dtype, training) is None)
     if name not in available():
         raise BackendError(
             f"backend: expected 'auto' or one of {', '.join(available())}, found {name!r}"
         )
-    obstacle = _obstacle(name, config, dtype)
+    obstacle = _obstacle(name, config, dtype, training)
     if obstacle is not None:
         raise BackendError(
             f"backend: {name!r} has no kernels for {obstacle}; 'auto' finds one that can"
@@ -55,7 +57,7 @@ def get(name: str | None = "auto") -> ModuleType:
     return import_module(_MODULES[resolve(name)], __package__)
 
 
-def _obstacle(name: str, config: MambaConfig | None, dtype: np.dtype) -> str | None:
+def _obstacle(name: str, config: MambaConfig | None, dtype: np.dtype, training: bool) -> str | None:
     """Return what of a model a backend cannot compute, or None. Loads no kernels."""
     if name != "cpu":
         return None
@@ -65,4 +67,6 @@ def _obstacle(name: str, config: MambaConfig | None, dtype: np.dtype) -> str | N
         return f"hidden_act={config.hidden_act!r}"
     if config is not None and config.discretisation != "mamba":
         return f"discretisation={config.discretisation!r}"
+    if config is not None and config.selective != SELECTIVE and not training:
+        return f"selective={config.selective!r}"
     return None

@@ -16,7 +16,7 @@ from .checks import shown
 from .config import MambaConfig
 from .errors import InputError
 from .params import Layer
-from .reference import IGNORED_LABEL, SCAN_BLOCK, Steps, recurrence
+from .reference import IGNORED_LABEL, SCAN_BLOCK, Steps, fixed_rows, recurrence
 
 LOGITS = 2**22
 """Scores that exist at once where the loss is made: 16 MB of float32."""
@@ -199,7 +199,8 @@ def d_mixer(
     d_low_rank, d_dt_proj, d_dt_bias = d_linear(d_raw, s.low_rank, layer.dt_proj)
     d_B, d_C = (g * (name not in detach) for name, g in (("B", scan.B), ("C", scan.C)))
     d_mixed = np.concatenate([d_low_rank, d_B, d_C], axis=-1)
-    d_x_selected, d_x_proj, _ = d_linear(d_mixed, steps.x, layer.x_proj)
+    fixed = fixed_rows(config.time_step_rank, config.state_size, config.selective)
+    d_x_selected, d_x_proj = d_projected(d_mixed, steps.x, layer.x_proj, fixed)
     d_conv = (d_x + d_x_selected) * _slope(steps.conv, config, detach)
     d_inputs, d_weight, d_conv_bias, d_window = d_causal_conv(
         d_conv, steps.inputs, layer.conv, state.window
@@ -220,6 +221,20 @@ def d_mixer(
     }
     present = {name: g for name, g in parameters.items() if getattr(layer, name) is not None}
     return MixerGradients(d_u, present, d_window, scan.h)
+
+
+def d_projected(d_mixed, x, x_proj, fixed: list[slice]):
+    """Return (dx, dweight) of what ``reference.select`` projects; ``fixed`` rows meet ones, not x.
+
+    (B L R+2N), (B L E), (R+2N E) -> (B L E), (R+2N E)
+    """
+    sums = [d_mixed[..., rows].sum(axis=(0, 1)) for rows in fixed]
+    for rows in fixed:
+        d_mixed[..., rows] = 0
+    d_x, d_x_proj, _ = d_linear(d_mixed, x, x_proj)
+    for rows, total in zip(fixed, sums, strict=True):
+        d_x_proj[rows] = total[:, None]
+    return d_x, d_x_proj
 
 
 def _slope(x, config: MambaConfig, detach: Set[str]):

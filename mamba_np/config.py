@@ -20,6 +20,10 @@ from .files import make_folder, own_file, read_json_object, write_json
 from .hub import CONFIG_FILES, locate, split_hub_options
 
 CONFIG_NAME = "config.json"
+
+SELECTIVE = ("delta", "B", "C")
+"""What follows from the input in Mamba: the step size, and the ways in and out of the state."""
+
 T = TypeVar("T")
 
 
@@ -77,6 +81,9 @@ class MambaConfig:
     output_hidden_states: bool = False
     return_dict: bool = True
     discretisation: str = "mamba"  # ours: one of equations.DISCRETISATIONS, to study the others
+    selective: tuple[str, ...] = (
+        SELECTIVE  # ours: what follows from the input, see reference.select
+    )
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __init__(self, /, **options: Any):
@@ -118,6 +125,7 @@ class MambaConfig:
             self.eos_token_id = token_ids("eos_token_id", self.eos_token_id)
         choice("hidden_act", self.hidden_act, ACTIVATIONS)
         choice("discretisation", self.discretisation, DISCRETISATIONS)
+        self.selective = _checked_selective(self.selective)
         choice(
             "time_step_init_scheme", self.time_step_init_scheme, ("random", "uniform", "constant")
         )
@@ -186,11 +194,26 @@ class MambaConfig:
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         if self.discretisation == "mamba":
             del own["discretisation"]  # what every other reader takes for granted
+        if self.selective == SELECTIVE:
+            del own["selective"]
+        else:
+            own["selective"] = list(self.selective)
         return {**self.extra, **own, "model_type": self.model_type}
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into ``folder``, creating it if needed."""
         write_json(make_folder(folder) / CONFIG_NAME, self.to_dict())
+
+
+def _checked_selective(names: Any) -> tuple[str, ...]:
+    """Return the names in the order of ``SELECTIVE``; raises ConfigError for any other."""
+    listed = isinstance(names, (list, tuple))
+    if not listed or any(not isinstance(n, str) or n not in SELECTIVE for n in names):
+        expected = ", ".join(map(repr, SELECTIVE))
+        raise ConfigError(
+            f"selective: expected a list with some of {expected}, found {shown(names)}"
+        )
+    return tuple(name for name in SELECTIVE if name in names)
 
 
 _DERIVED = {

@@ -206,6 +206,12 @@ def softmax(scores):
     return weights / np.sum(weights, axis=-1, keepdims=True)
 
 
+def geometric_mean(x):
+    """Return the mean of x > 0 as factors count: e**mean(log x); 0 where an x is 0."""
+    with np.errstate(divide="ignore"):  # log 0 = -inf, whose exponential is 0
+        return exp(np.mean(np.log(x), axis=-1))
+
+
 # --- the state space model (paper, section 2) -----------------------------------------------
 
 
@@ -233,6 +239,11 @@ def per_octave(A):
 def decay(delta, A_per_octave):
     """Return A_bar = exp(delta * A) as a power of two, from A_per_octave = per_octave(A)."""
     return exp2(delta * A_per_octave)
+
+
+def half_life(delta, A):
+    """Return after how many steps of size delta half of a state is left: ln 2 / (delta |A|)."""
+    return ONE / (delta * abs(A) * LOG2_E)
 
 
 def discretise_zoh(delta, A, B):

@@ -21,10 +21,12 @@ from .generation import GenerationConfig, GenerationMixin
 from .hub import GENERATION_FILES
 from .init import init_layer
 from .inputs import Batch, check_batch, check_embeddings, check_labels, check_logits_to_keep
+from .interventions import InterveneMixin, Intervention
 from .outputs import MambaCausalLMOutput, MambaOutput
 from .params import Layer, compute_dtype
 from .pretrained import PretrainedModel, require_config
 from .reference import IGNORED_LABEL
+from .trace import TracingMixin
 
 
 class _OneLayer:
@@ -102,6 +104,8 @@ class MambaBlock(_OneLayer):
 class MambaModel(PretrainedModel):
     """The stack of blocks: ids in, hidden states out."""
 
+    _intervention: Intervention | None = None
+
     @property
     def layers(self) -> tuple[MambaBlock, ...]:
         """The blocks, each of which can be called by itself."""
@@ -166,11 +170,13 @@ class MambaModel(PretrainedModel):
         use_cache: bool | None,
         keep_all: bool,
         last: int | None = None,
+        observer: Any = None,
     ) -> tuple[list[NDArray], MambaCache | None]:
         """Return the packed hidden states, all of them or the last, and the cache if wanted.
 
         If only the ``last`` so many positions are wanted, the result may begin later than the
-        batch, and memory does not grow with its length.
+        batch, and memory does not grow with its length. ``observer`` runs the blocks of one text
+        in the engine's place (see ``trace``).
         """
         rows, given = batch.shape[0], cache is not None
         cache = self.new_cache(rows) if cache is None else cache
@@ -183,23 +189,32 @@ class MambaModel(PretrainedModel):
         if before:
             work = cache.copy()  # all or nothing
             for piece in before:
-                self._run(piece, work.memory, False)
-            hidden = self._run(final, work.memory, False)
+                self._run(piece, work.memory, False, observer)
+            hidden = self._run(final, work.memory, False, observer)
             for part, advanced in zip(cache.memory, work.memory, strict=True):
                 part[:] = advanced
         else:
-            hidden = self._run(final, cache.memory, keep_all)
+            hidden = self._run(final, cache.memory, keep_all, observer)
         if not keep_cache:
             return hidden, None
         cache.fingerprint = self.fingerprint
         return hidden, cache
 
-    def _run(self, batch: Batch, memory: tuple[NDArray, NDArray], keep_all: bool) -> list[NDArray]:
+    def _run(
+        self, batch: Batch, memory: tuple[NDArray, NDArray], keep_all: bool, observer: Any
+    ) -> list[NDArray]:
         if batch.ids is None:
             x = batch.pack(cast(NDArray, batch.embeddings))
         else:
             ids = batch.pack(batch.ids)
             x = self._engine.embed(ids, self.params.embeddings, self.compute_dtype)
+        if self._intervention is not None:
+            if observer is not None:
+                raise InputError("trace: expected no intervention at the same time, found one")
+            changed = self._intervention.run
+            return changed(x, self.params, self.config, memory, batch.lengths, keep_all)
+        if observer is not None:
+            return observer.run(x, self.params, self.config, memory)
         return self._engine.run(x, self.params, self.config, memory, batch.lengths, keep_all)
 
 
@@ -218,7 +233,7 @@ def _pieces(batch: Batch, last: int) -> Iterator[Batch]:
     yield batch._replace(shape=(rows, L - start), ids=ids[:, start:])
 
 
-class MambaForCausalLM(PretrainedModel, GenerationMixin):
+class MambaForCausalLM(PretrainedModel, GenerationMixin, TracingMixin, InterveneMixin):
     """A language model: MambaModel with a head that scores every next token."""
 
     has_head = True

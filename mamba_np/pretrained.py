@@ -69,6 +69,7 @@ class PretrainedModel:
             params = quantised(params) if is_int8(dtype) else params
         check_params(params, config)
         self.params = params
+        self.requested_backend = backend
         self.backend = backends.resolve(backend, config, self.compute_dtype)
         self._loaded: tuple[Params, Source] | None = None
         self._fingerprint: str | None = None
@@ -125,6 +126,7 @@ class PretrainedModel:
     ) -> None:
         """Write ``config.json`` and the weights as safetensors, in Hugging Face's format.
 
+        ``rescale_prenorm_residual`` is written as false: it did its work when weights were new.
         Weights above ``max_shard_size`` are split over several files with an index. Raises
         InputError for parameters that do not fit the configuration, FileMissingError for what
         cannot be written.
@@ -145,6 +147,9 @@ class PretrainedModel:
         values = self.config.to_dict() | {
             "architectures": [architecture],
             "dtype": self.dtype.name,
+            # It says how new weights are drawn. transformers 5.23, told true, divides out_proj
+            # once more whenever it loads a checkpoint.
+            "rescale_prenorm_residual": False,
         }
         values.pop("torch_dtype", None)  # the older name of dtype
         return {CONFIG_NAME: values}

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import equations as eq
-from .config import MambaConfig
+from .config import SELECTIVE, MambaConfig
 from .params import Layer, Params
 
 SCAN_BLOCK = 2**16
@@ -103,18 +103,27 @@ class Selected(NamedTuple):
     raw: NDArray  # (B, L, E): the step sizes before softplus
 
 
-def select(x, x_proj, dt_proj, dt_bias):
+def select(x, x_proj, dt_proj, dt_bias, selective=SELECTIVE):
     """Make the step size and the two ways in and out of the state from the input itself.
 
-    This dependence on x is the selection of the paper (section 3.2, algorithm 2).
+    This dependence on x is the selection of the paper (section 3.2, algorithm 2). What is not in
+    ``selective`` meets ones instead of x: the same at every step, as in the models before Mamba.
     (B L E), (R+2N E), (E R), (E) -> Selected: delta (B L E), B (B L N), C (B L N), ...
     """
     R = dt_proj.shape[1]
     N = (x_proj.shape[0] - R) // 2
     mixed = linear(x, x_proj)
+    for fixed in fixed_rows(R, N, selective):
+        mixed[..., fixed] = x_proj[fixed].astype(x.dtype).sum(axis=1)
     low_rank, B, C = mixed[..., :R], mixed[..., R : R + N], mixed[..., R + N :]
     raw = linear(low_rank, dt_proj, dt_bias)
     return Selected(eq.softplus(raw), B, C, low_rank, raw)
+
+
+def fixed_rows(R: int, N: int, selective) -> list[slice]:
+    """Return which of the R+2N rows of x_proj do not meet the input."""
+    rows = {"delta": slice(R), "B": slice(R, R + N), "C": slice(R + N, R + 2 * N)}
+    return [rows[name] for name in SELECTIVE if name not in selective]
 
 
 def recurrence(A_bar, drive, h):  # (B L E N), (B L E N), (B E N) -> (B L E N)
@@ -199,7 +208,7 @@ def mixer_steps(u, layer: Layer, config: MambaConfig, state: State, lengths=None
     inputs, z = xz[..., :E], xz[..., E:]  # (B L E) each
     conv, window = causal_conv(inputs, layer.conv, layer.conv_bias, state.window, lengths)
     x = eq.ACTIVATIONS[config.hidden_act](conv)
-    selected = select(x, layer.x_proj, layer.dt_proj, layer.dt_bias)
+    selected = select(x, layer.x_proj, layer.dt_proj, layer.dt_bias, config.selective)
     delta, B, C, *_ = selected
     if lengths is not None:  # delta = 0 makes a step the identity
         delta[np.arange(delta.shape[1]) >= lengths[:, None]] = 0

@@ -164,6 +164,12 @@ def test_few_blocks_are_enough_for_slow_programs(turns):
     assert log == ["a", "b", "b", "b"]
 
 
+def test_few_blocks_are_not_tried_for_longer_than_they_are_worth(turns):
+    results, log = turns(5, {"a": [1, 2, 3, 4]}, [0.9] * 4, most={"a": 1})
+    assert log == ["a"] * PATIENCE
+    assert results["a"]["disturbed"] is True
+
+
 def test_what_else_a_block_measured_is_kept_unless_it_was_disturbed():
     entry = Entry("a", "s")
     entry.add({"value": 1, "also": {"peak": 7}, "version": "3"}, 0.0)
@@ -227,6 +233,40 @@ def test_calls_are_repeated_as_often_and_as_long_as_asked(monkeypatch, job, call
     assert len(made) == calls
 
 
+PEAK = "from mamba_np.bench.timing import peak_megabytes as peak; print(peak())"
+
+
+def test_the_peak_is_the_process_own_and_counts_what_is_gone_again():
+    before = timing.peak_megabytes()
+    alone = float(subprocess.check_output([sys.executable, "-c", PEAK]))
+    assert 10 < alone < 200
+    large = f"x = bytearray(300_000_000); x[::4096] = bytes(len(x[::4096])); del x; {PEAK}"
+    gone = float(subprocess.check_output([sys.executable, "-c", large]))
+    assert 300 < gone < 300 + alone
+    if Path("/proc/self/status").exists():
+        inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {PEAK!r}])"
+        parent = f"x = bytearray(300_000_000); x[::4096] = bytes(len(x[::4096])); {inner}"
+        assert float(subprocess.check_output([sys.executable, "-c", parent])) < alone + 50
+    assert timing.peak_megabytes() >= before
+
+
+@pytest.mark.parametrize("text", [None, "Name: python\n"])
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024e-6), ("darwin", 1e-6)])
+def test_the_peak_where_linux_does_not_say_it(monkeypatch, text, system, unit):
+    resource = pytest.importorskip("resource")
+
+    def read_text(path):
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(timing.Path, "read_text", read_text)
+    monkeypatch.setattr(timing.sys, "platform", system)
+    used = SimpleNamespace(ru_maxrss=5_000_000)
+    monkeypatch.setattr(resource, "getrusage", lambda who: used)
+    assert timing.peak_megabytes() == pytest.approx(5_000_000 * unit)
+
+
 # --- workers -------------------------------------------------------------------------------------
 
 
@@ -259,9 +299,29 @@ def test_a_worker_whose_process_ends_is_absent(monkeypatch):
         worker.Worker("limits", {}).prepare()
 
 
+def test_each_job_may_have_a_process_of_its_own(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start(*args, **options):
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(worker.subprocess, "Popen", start)
+    program = worker.Afresh("limits", {"floats": 1000})
+    program.prepare()
+    assert started == []
+    for _ in range(2):
+        assert program.ask(job(do="sgemm"))["value"] > 0
+        assert program.processes() == []
+    with pytest.raises(Absent, match="does not do dance"):
+        program.ask(job(do="dance"))
+    assert [process.poll() for process in started] == [0, 0, 0]
+
+
 def test_packages_that_are_missing_are_named(monkeypatch, tiny):
     monkeypatch.setitem(sys.modules, "torch", None)
-    for kind in ("transformers", "mambapy", "torch-scan"):
+    training = "training transformers", "training mambapy"
+    for kind in ("transformers", "mambapy", "torch-scan", *training):
         setup = SHAPE if kind == "torch-scan" else {"model": str(tiny)}
         assert worker.load(kind, setup)[1] == {"absent": "not installed: torch", "final": True}
     _, why = worker.load("ggml-scan", {"folder": "", **SHAPE})

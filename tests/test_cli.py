@@ -196,9 +196,9 @@ def test_progress_is_shown_on_terminals_alone(tmp_path, monkeypatch):
 # --- info ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["starter", "base_silu", "sharded_bf16", "original_bin"])
+@pytest.mark.parametrize("name", ["stories", "base_silu", "sharded_bf16", "original_bin"])
 def test_info_agrees_with_the_loaded_model(name, model_path):
-    folder = bundled_model_path() if name == "starter" else model_path(name)
+    folder = bundled_model_path() if name == "stories" else model_path(name)
     facts = json_of("info", folder)
     for dtype, expected in facts["weights_bytes"].items():
         model = MambaForCausalLM.from_pretrained(folder, dtype=dtype)
@@ -216,10 +216,10 @@ def test_info_agrees_with_the_loaded_model(name, model_path):
 
 def test_info_of_the_bundled_model_as_a_table():
     text = output_of("info")
-    assert re.search(r"^  hidden_size +128$", text, re.MULTILINE)
-    assert re.search(r"^  total +961,920$", text, re.MULTILINE)
-    assert re.search(r"^  bfloat16 +961,920  in \d+ tensors$", text, re.MULTILINE)
-    assert re.search(r"^  model.safetensors +1\.93 MB$", text, re.MULTILINE)
+    assert re.search(r"^  hidden_size +192$", text, re.MULTILINE)
+    assert re.search(r"^  total +2,296,896$", text, re.MULTILINE)
+    assert re.search(r"^  bfloat16 +2,242,560  in \d+ tensors$", text, re.MULTILINE)
+    assert re.search(r"^  model.safetensors +4\.71 MB$", text, re.MULTILINE)
     assert output_of("info", bundled_model_path()) == output_of("info", "-m", bundled_model_path())
 
 

@@ -304,6 +304,21 @@ def test_unknown_attributes_are_missing():
     assert pickle.loads(pickle.dumps(MambaConfig(note=1))).note == 1
 
 
+def test_what_is_selective_is_written_where_it_is_not_all(tmp_path):
+    assert "selective" not in MambaConfig().to_dict()
+    config = MambaConfig(selective=["C", "delta", "C"])
+    assert config.selective == ("delta", "C")
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["selective"] == ["delta", "C"]
+    assert MambaConfig.from_pretrained(tmp_path).selective == ("delta", "C")
+
+
+@pytest.mark.parametrize("names", ["delta", ["A"], None, [1], ("delta", "b")])
+def test_unknown_names_of_what_is_selective_are_refused(names):
+    with pytest.raises(ConfigError, match=r"^selective: expected a list with some of 'delta'"):
+        MambaConfig(selective=names)
+
+
 def test_overrides_while_reading(tmp_path):
     MambaConfig(hidden_size=8).save_pretrained(tmp_path / "new" / "folder")
     config = MambaConfig.from_pretrained(tmp_path / "new" / "folder", use_mambapy=True)

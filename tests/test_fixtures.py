@@ -297,7 +297,7 @@ def test_greedy_tokens(name, scan, dtype, manifest):
 @pytest.mark.parametrize("dtype", [*DTYPES, "bfloat16"])
 @pytest.mark.parametrize("text", ["0", "1"])
 def test_the_bundled_model(text, dtype, refs):
-    refs = refs("starter")
+    refs = refs("stories")
     model = AutoModelForCausalLM.from_pretrained(bundled_model_path(), dtype=dtype)
     logits, expected = model(refs[f"{text}.input_ids"]).logits, refs[f"{text}.logits_f64"]
     step = "float64" if dtype == "float64" else "float32"
@@ -310,7 +310,7 @@ def test_the_bundled_model(text, dtype, refs):
 
 @pytest.mark.parametrize("text", ["0", "1"])
 def test_greedy_tokens_of_the_bundled_model(text, refs):
-    refs = refs("starter")
+    refs = refs("stories")
     model = AutoModelForCausalLM.from_pretrained(bundled_model_path())
     ids = refs[f"{text}.input_ids"]
     found = model.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=None)

@@ -47,7 +47,7 @@ def test_greedy_texts_are_the_references(name, dtype, model_path, refs, manifest
 def test_the_bundled_model_writes_the_reference_texts(refs):
     from mamba_np.bundled import bundled_model_path
 
-    model, ref = MambaForCausalLM.from_pretrained(bundled_model_path()), refs("starter")
+    model, ref = MambaForCausalLM.from_pretrained(bundled_model_path()), refs("stories")
     for i in range(2):
         text = model.generate(ref[f"{i}.input_ids"], max_new_tokens=40, eos_token_id=None)
         np.testing.assert_array_equal(text, ref[f"{i}.greedy40"])

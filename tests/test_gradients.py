@@ -13,10 +13,11 @@ from test_laws import configs, make_model, masks, seeds
 from tolerances import TOLERANCES, assert_close_to_scale, tolerance
 
 import mamba_np
-from mamba_np import MambaForCausalLM, MambaModel
+from mamba_np import MambaConfig, MambaForCausalLM, MambaModel
 from mamba_np.checkpoint.names import parts
+from mamba_np.config import SELECTIVE
 from mamba_np.errors import InputError
-from mamba_np.gradients import loss_and_gradients
+from mamba_np.gradients import _engine, by_reference, loss_and_gradients
 from mamba_np.params import convert, map_arrays
 from mamba_np.reference import IGNORED_LABEL
 
@@ -98,6 +99,11 @@ def test_a_model_in_sixteen_bits_has_gradients_in_float32(name):
 
 # Smooth activations alone: differences know no kinks.
 smooth = configs.filter(lambda config: config.hidden_act != "relu")
+some_fixed = st.builds(
+    lambda config, names: MambaConfig(**config.to_dict() | {"selective": names}),
+    smooth,
+    st.lists(st.sampled_from(SELECTIVE), max_size=2),
+)
 
 
 @st.composite
@@ -139,7 +145,7 @@ def mean_of_rows(model, ids, labels, mask=None):
     return total, sums
 
 
-@given(situations(smooth), st.booleans(), st.data())
+@given(situations(smooth | some_fixed), st.booleans(), st.data())
 def test_gradients_are_the_slopes_of_the_loss(situation, masked, data):
     model, ids, labels = situation
     mask = data.draw(masks(ids.shape)) if masked else np.ones(ids.shape, int)
@@ -273,6 +279,27 @@ def test_steps_down_the_gradient_lower_the_loss(small):
 
 
 # --- what has no gradient ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("selective", [(), ("B",), ("delta", "C"), SELECTIVE])
+@pytest.mark.parametrize("texts", [3, 40])  # one rank, and several
+def test_the_kernels_fix_what_does_not_follow_from_the_input(selective, texts, rng):
+    config = MambaConfig(
+        vocab_size=11, hidden_size=24, state_size=4, num_hidden_layers=2, selective=selective
+    )
+    wide, ids = make_model(config), rng.integers(11, size=(texts, 33))
+    params = convert(wide.params, "float32")
+    asked = {"params": params, "config": config}
+    kernels, numpy = MambaForCausalLM(**asked), MambaForCausalLM(**asked, backend="numpy")
+    expected = loss_and_gradients(wide, ids, ids)
+    for model in (kernels, numpy):
+        loss, found = loss_and_gradients(model, ids, ids)
+        assert_close_to_scale(loss, expected[0], tolerance("model", "float32"), "loss")
+        for key, gradient in expected[1].items():
+            assert_close_to_scale(found[key], gradient, tolerance("gradient", "float32"), key)
+    assert _engine(kernels).__module__ == "mamba_np.kernels.training"
+    assert _engine(numpy) is by_reference
+    assert kernels.backend == ("cpu" if selective == SELECTIVE else "numpy")
 
 
 @pytest.mark.parametrize("model", [None, "a path", 3])

@@ -1,5 +1,7 @@
 """The compiled engine, step by step and whole, against the float64 oracle."""
 
+from dataclasses import fields, replace
+
 import ml_dtypes
 import naive
 import numpy as np
@@ -7,15 +9,22 @@ import pytest
 from tolerances import assert_close_to_scale, tolerance
 
 import mamba_np
-from mamba_np import MambaConfig, MambaForCausalLM, backend, reference, threads
+from mamba_np import (
+    MambaConfig,
+    MambaForCausalLM,
+    backend,
+    bundled_model_path,
+    reference,
+    threads,
+)
 from mamba_np import equations as eq
 from mamba_np.errors import BackendError
-from mamba_np.kernels import cpu, lanes, memory
+from mamba_np.kernels import cpu, lanes, memory, packing
 from mamba_np.kernels.decode import DECODE_TEXTS
 from mamba_np.kernels.linear import widen
 from mamba_np.kernels.options import kernel
 from mamba_np.kernels.packing import padded, stored
-from mamba_np.params import convert, map_arrays
+from mamba_np.params import Layer, convert, map_arrays
 
 F32 = np.float32
 RTOL = tolerance("scan", "float32")
@@ -211,6 +220,7 @@ SHAPES = {
     "odd": {"hidden_size": 10, "intermediate_size": 21, "state_size": 5, "time_step_rank": 3},
     "tiny": {"hidden_size": 1, "intermediate_size": 1, "state_size": 1, "time_step_rank": 1},
     "biases": {"hidden_size": 24, "use_bias": True, "use_conv_bias": False, "conv_kernel": 3},
+    "all biases": {"hidden_size": 24, "use_bias": True},
     "untied": {"hidden_size": 48, "tie_word_embeddings": False, "conv_kernel": 6},
 }
 
@@ -311,6 +321,94 @@ def test_parameters_changed_in_place_are_seen(rng):
     assert (model(ids).logits != before).any()
 
 
+FIELDS = [f.name for f in fields(Layer)]
+
+
+def scores_of(model, prompt, token):
+    """Return the scores of a prompt and of a token after it."""
+    start = model(prompt)
+    return start.logits, model(token, cache_params=start.cache_params.copy()).logits
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("field", [*FIELDS, "norm_f", "embeddings"])
+def test_one_number_changed_in_place_is_seen_by_prompt_and_token(field, dtype, rng):
+    model = make_model("all biases", dtype)
+    owner = model.params.layers[1] if field in FIELDS else model.params
+    prompt, token = rng.integers(0, 37, (1, 5)), [[3]]
+    before = scores_of(model, prompt, token)
+    getattr(owner, field).reshape(-1)[-1] += 2
+    found = scores_of(model, prompt, token)
+    copies = map_arrays(lambda _, a: a.copy(), model.params)
+    expected = scores_of(MambaForCausalLM(model.config, params=copies), prompt, token)
+    for a, b, then in zip(found, expected, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a != then).any()
+
+
+def test_what_has_not_changed_is_packed_once():
+    model = make_model("odd").make_writeable()
+    first = packing.packed(model.params, model.config)
+    assert packing.packed(model.params, model.config) is first
+    model.params.norm_f[-1] = -model.params.norm_f[-1]
+    second = packing.packed(model.params, model.config)
+    assert second is not first
+    assert packing.packed(model.params, model.config) is second
+
+
+def test_what_cannot_change_is_not_looked_at(monkeypatch):
+    model = MambaForCausalLM.from_pretrained(bundled_model_path())
+    first = packing.packed(model.params, model.config)
+    monkeypatch.setattr(packing, "_equal", None)
+    assert packing.packed(model.params, model.config) is first
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("kind", ["a read-only view", "every second number", "by columns"])
+def test_a_change_of_what_a_parameter_is_a_view_of_is_seen(kind, field, rng):
+    model = make_model("untied")
+    layer = model.params.layers[1]
+    array = getattr(layer, field)
+    if array is None:
+        pytest.skip("a bias that the model does without")
+    if kind == "by columns":
+        own = np.full(array.shape[::-1], 0.125, F32).T
+    else:
+        base = np.full((*array.shape[:-1], 2 * array.shape[-1]), 0.125, F32)
+        own = base[..., ::2] if kind == "every second number" else base[..., : array.shape[-1]]
+    view = own.view()
+    view.flags.writeable = kind != "a read-only view"
+    layers = (model.params.layers[0], replace(layer, **{field: view}), model.params.layers[2])
+    model.params = replace(model.params, layers=layers)
+    prompt, token = rng.integers(0, 37, (1, 5)), [[3]]
+    before = scores_of(model, prompt, token)
+    own[(-1,) * own.ndim] += 2
+    found = scores_of(model, prompt, token)
+    copies = map_arrays(lambda _, a: a.copy(), model.params)
+    expected = scores_of(MambaForCausalLM(model.config, params=copies), prompt, token)
+    for a, b, then in zip(found, expected, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a != then).any()
+
+
+@pytest.mark.parametrize("dtype", [F32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("size", [1, 3, 16, 37])
+def test_a_watch_sees_every_bit(size, dtype, rng):
+    arrays = [rng.normal(size=size).astype(dtype) for _ in range(3)]
+    arrays[1][:] = 0
+    arrays[2][-1] = np.nan
+    watch = packing.Watch(arrays)
+    assert watch.unchanged()
+    for array in arrays:
+        bits = array.view(np.uint8)
+        for place in (0, len(bits) // 2, len(bits) - 1):
+            for bit in (1, 128):  # 128 of the last byte: a zero of the other sign
+                bits[place] ^= bit
+                assert not watch.unchanged()
+                bits[place] ^= bit
+                assert watch.unchanged()
+
+
 def test_a_region_in_another_thread_changes_nothing(rng, threads_set):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -333,6 +431,7 @@ def test_a_region_in_another_thread_changes_nothing(rng, threads_set):
         ({}, "float64", "computing in float64"),
         ({"hidden_act": "gelu"}, "float32", "hidden_act='gelu'"),
         ({"discretisation": "zoh"}, "bfloat16", "discretisation='zoh'"),
+        ({"selective": ["B"]}, "float32", "selective=('B',)"),
     ],
 )
 def test_what_has_no_kernels_is_refused_by_name_and_computed_by_numpy(options, dtype, found):

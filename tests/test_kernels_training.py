@@ -1,14 +1,23 @@
 """The compiled backward pass against the NumPy one in float64: shapes, threads, and repetition."""
 
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from tolerances import assert_close_to_scale, tolerance
 
-from mamba_np import MambaConfig, MambaForCausalLM, get_num_threads, set_num_threads
+from mamba_np import (
+    MambaConfig,
+    MambaForCausalLM,
+    Trainer,
+    TrainingArguments,
+    get_num_threads,
+    set_num_threads,
+)
 from mamba_np.checkpoint.names import parts
-from mamba_np.gradients import by_reference, loss_and_gradients
+from mamba_np.gradients import by_reference, forget_arrays, loss_and_gradients
 from mamba_np.kernels import training
 from mamba_np.kernels.scan import STEPS
 from mamba_np.params import convert
@@ -56,7 +65,12 @@ CASES = {
     "one text": {"texts": 1},
     "many texts": {"texts": 7, "length": 9},
     "channels not in sixteens": {"hidden_size": 21, "intermediate_size": 35},
+    "one state": {"state_size": 1, "hidden_size": 21},
+    "two states": {"state_size": 2, "length": STEPS + 1},
+    "three states": {"state_size": 3, "texts": 3},
     "four states": {"state_size": 4},
+    "five states": {"state_size": 5, "length": 2 * STEPS + 3},
+    "seven states": {"state_size": 7, "time_step_rank": 2},
     "many states": {"state_size": 64},
     "biases": {"use_bias": True},
     "no bias": {"use_conv_bias": False},
@@ -123,9 +137,41 @@ def test_the_model_chooses_the_kernels(rng, monkeypatch):
     loss_and_gradients(model, ids, labels)
     assert len(used) == 1
     loss_and_gradients(MambaForCausalLM(model.config, rng=0, backend="numpy"), ids, labels)
-    odd = MambaConfig(**model.config.to_dict() | {"state_size": 3})
-    loss_and_gradients(MambaForCausalLM(odd, rng=0), ids, labels)  # states come in fours
     assert len(used) == 1
+    odd = MambaConfig(**model.config.to_dict() | {"state_size": 3})
+    loss_and_gradients(MambaForCausalLM(odd, rng=0), ids, labels)
+    assert len(used) == 2
+
+
+def test_kept_arrays_can_be_let_go(rng):
+    model = trained_like(rng)
+    ids, labels = batch(rng, 2, 6)
+    expected = loss_and_gradients(model, ids, labels)
+    kept = weakref.ref(training.between_steps.way)
+    loss_and_gradients(model, ids, labels)
+    assert kept() is training.between_steps.way  # until somebody says so
+    forget_arrays()
+    forget_arrays()  # nothing is left
+    assert kept() is None
+    again = loss_and_gradients(model, ids, labels)
+    assert again[0] == expected[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_arrays_go_when_training_ends(fails, rng, tmp_path):
+    class Callback:
+        def on_step_end(self, *_, **__):
+            seen.append(weakref.ref(training.between_steps.way))
+            if fails:
+                raise ZeroDivisionError
+
+    seen, rows = [], [{"input_ids": rng.integers(0, VOCABULARY, 7)} for _ in range(4)]
+    args = TrainingArguments(output_dir=tmp_path, max_steps=2, save_strategy="no")
+    trainer = Trainer(trained_like(rng), args, train_dataset=rows, callbacks=[Callback()])
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        trainer.train()
+    assert len(seen) == (1 if fails else 2)
+    assert all(way() is None for way in seen)
 
 
 def test_weights_may_change_in_place(rng):

@@ -127,8 +127,8 @@ def test_greedy_continuations(case):
 
 
 def test_the_bundled_model(refs):
-    folder = Path(naive.__file__).parent.parent / "mamba_np" / "models" / "starter"
-    refs = refs("starter")
+    folder = Path(naive.__file__).parent.parent / "mamba_np" / "models" / "stories"
+    refs = refs("stories")
     for i in ("0", "1"):
         result = naive.forward(
             naive.read_tensors(folder), naive.read_config(folder), refs[f"{i}.input_ids"]

@@ -1,13 +1,22 @@
-"""The gradients of the scan alone: every layout against differences, and against torch.autograd."""
+"""The gradients of the scan alone: every layout against differences, and against torch.autograd.
 
+float32 is computed by kernels, and float64, which those two judge, is their judge.
+"""
+
+import tracemalloc
+
+import hypothesis
 import numpy as np
 import pytest
 from differences import assert_gradients
+from hypothesis import strategies as st
 from test_ops import BAD_SCANS, BOOLEANS, close, pairwise, scan_inputs, strided
 from tolerances import assert_close_to_scale, tolerance
 
-from mamba_np import ops
-from mamba_np.errors import InputError
+from mamba_np import backward, get_num_threads, ops, set_num_threads
+from mamba_np.errors import BackendError, InputError
+from mamba_np.kernels import scan_gradients
+from mamba_np.kernels.scan import STEPS
 
 LAYOUTS = ["fixed", "shared", "group1", "group2", "group4"]
 GRID = pairwise(
@@ -120,16 +129,150 @@ def test_other_sizes(sizes, rng):
 ALL = {"length": 33, "D": True, "z": True, "delta_bias": True, "initial": True}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_float32_is_close_to_float64(layout, rng):
-    inputs = case_inputs(rng, ALL | {"B": layout, "C": layout})
-    dy, d_last = outputs_of(rng, inputs)
-    wide = ops.selective_scan_backward(dy, **inputs, delta_softplus=True, d_last_state=d_last)
+# --- in float32, compiled ----------------------------------------------------------------------
+
+RTOL = tolerance("gradient", "float32")
+
+
+@pytest.fixture(autouse=True)
+def restored_threads():
+    before = get_num_threads()
+    yield
+    set_num_threads(before)
+
+
+def assert_kernels(inputs, dy, d_last=None, **options):
+    """Compare what float32 gives with what float64 gives; return it."""
+    wide = ops.selective_scan_backward(dy, **inputs, **options, d_last_state=d_last)
     narrow = {name: a.astype(np.float32) for name, a in inputs.items()}
-    found = ops.selective_scan_backward(dy, **narrow, delta_softplus=True, d_last_state=d_last)
+    found = ops.selective_scan_backward(dy, **narrow, **options, d_last_state=d_last)
+    assert set(found) == set(wide)
     for name, expected in wide.items():
         assert found[name].dtype == np.float32, name
-        assert_close_to_scale(found[name], expected, tolerance("gradient", "float32"), name)
+        assert_close_to_scale(found[name], expected, RTOL, name)
+    return found
+
+
+@pytest.fixture
+def kernels_alone(monkeypatch):
+    """Let NumPy's scan in float32 fail: then kernels have computed."""
+    numpy_alone = backward.d_selective_scan
+
+    def checked(dy, *args):
+        assert dy.dtype == np.float64, "computed by NumPy"
+        return numpy_alone(dy, *args)
+
+    monkeypatch.setattr(backward, "d_selective_scan", checked)
+
+
+@pytest.mark.parametrize("case", GRID)
+def test_kernels_of_every_layout(case, kernels_alone, rng):
+    inputs = case_inputs(rng, case)
+    dy, d_last = outputs_of(rng, inputs)
+    d_last = d_last if case["last"] else None
+    assert_kernels(inputs, dy, d_last, delta_softplus=case["softplus"])
+
+
+ALL = {"length": 33, "D": True, "z": True, "delta_bias": True, "initial": True}
+
+
+@pytest.mark.parametrize("length", [STEPS - 1, STEPS, STEPS + 1, 3 * STEPS + 5])
+@pytest.mark.parametrize("dstate", [1, 2, 3, 4, 5, 7, 16])
+def test_kernels_at_the_ends_of_blocks_and_of_fours(length, dstate, kernels_alone, rng):
+    inputs = case_inputs(rng, ALL | {"length": length, "B": "shared", "C": "group2"}, 6, dstate)
+    assert_kernels(inputs, *outputs_of(rng, inputs), delta_softplus=True)
+
+
+@hypothesis.given(st.data())
+def test_kernels_of_any_sizes(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    batch, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2 * STEPS + 3))
+    dstate, parts = data.draw(st.integers(1, 9)), data.draw(st.sampled_from([1, 2, 3, 6]))
+    dim = 6 * data.draw(st.integers(1, 7))
+    inputs = case_inputs(rng, ALL | {"length": length, "B": "fixed", "C": "fixed"}, dim, dstate)
+    inputs = {name: a[:1].repeat(batch, 0) if a.ndim == 3 else a for name, a in inputs.items()}
+    shapes = [(dim, dstate), (batch, dstate, length)]
+    shapes += [(batch, n, dstate, length) for n in (parts, 1, 2, 3)]
+    for name in ("u", "z", "B", "C"):
+        own = inputs[name].shape if name in "uz" else data.draw(st.sampled_from(shapes))
+        inputs[name] = rng.normal(size=own)
+    dy, d_last = outputs_of(rng, inputs)
+    assert_kernels(inputs, dy, d_last, delta_softplus=data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_kernels_in_any_number_of_threads(threads, layout, kernels_alone, rng):
+    set_num_threads(threads)
+    inputs = case_inputs(rng, ALL | {"length": STEPS + 9, "B": layout, "C": layout}, 36, 6)
+    inputs = inputs if layout != "group4" else inputs | {"B": inputs["B"][:, :3]}
+    dy, d_last = outputs_of(rng, inputs)
+    first = assert_kernels(inputs, dy, d_last)
+    again = assert_kernels(inputs, dy, d_last)
+    assert all(np.array_equal(first[name], a) for name, a in again.items())
+
+
+def test_kernels_forget_what_decays_at_once(kernels_alone, rng):
+    inputs = case_inputs(rng, ALL | {"B": "shared", "C": "shared"})
+    inputs["A"] *= 1e6
+    assert_kernels(inputs, *outputs_of(rng, inputs))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_does_not_grow_with_the_states(layout, rng):
+    set_num_threads(1)
+    inputs = case_inputs(rng, ALL | {"length": 40 * STEPS, "B": layout, "C": layout}, 64, 64)
+    narrow = {name: a.astype(np.float32) for name, a in inputs.items()}
+    dy = np.ones(narrow["u"].shape, np.float32)
+    ops.selective_scan_backward(dy, **narrow)  # compiled before it is measured
+    tracemalloc.start()
+    ops.selective_scan_backward(dy, **narrow)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    states = dy.nbytes * 64
+    own = sum(narrow[name].nbytes for name in ("B", "C"))
+    assert peak < 20 * dy.nbytes + 4 * own < states
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [
+        (lambda a: a | {"A": -a["A"]}, {}),
+        (lambda a: a | {"delta": -a["delta"]}, {}),
+        (lambda a: a | {"delta_bias": a["delta_bias"] - np.float32(0.3)}, {}),
+        (lambda a: a, {"backend": "numpy"}),
+        (lambda a: {name: array.astype(np.float64) for name, array in a.items()}, {}),
+    ],
+)
+def test_what_is_left_to_numpy(change, options, monkeypatch, rng):
+    monkeypatch.setattr(scan_gradients, "selective_scan_backward", None)
+    inputs = {n: a.astype(np.float32) for n, a in case_inputs(rng, ALL | NARROW).items()}
+    inputs = change(inputs)
+    dy, d_last = outputs_of(rng, inputs)
+    found = ops.selective_scan_backward(dy, **inputs, d_last_state=d_last, **options)
+    wide = {name: a.astype(np.float64) for name, a in inputs.items()}
+    for name, expected in ops.selective_scan_backward(dy, **wide, d_last_state=d_last).items():
+        assert_close_to_scale(found[name], expected, RTOL, name)
+
+
+NARROW = {"B": "shared", "C": "group2"}
+
+
+def test_steps_below_zero_before_a_softplus_are_the_kernels(kernels_alone, rng):
+    inputs = case_inputs(rng, ALL | NARROW)
+    inputs["delta"] -= 2
+    assert_kernels(inputs, *outputs_of(rng, inputs), delta_softplus=True)
+    assert_kernels(inputs, *outputs_of(rng, inputs), delta_softplus=1)
+
+
+def test_kernels_for_float64_are_refused(rng):
+    inputs = case_inputs(rng, ALL | NARROW)
+    dy, _ = outputs_of(rng, inputs)
+    with pytest.raises(BackendError, match="computing in float64"):
+        ops.selective_scan_backward(dy, **inputs, backend="cpu")
+
+
+# --- arguments -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ">f4"])
@@ -143,10 +286,12 @@ def test_the_arithmetic_of_other_dtypes_is_in_float32(dtype, rng):
         assert np.array_equal(found[name], expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", ["fixed", "shared", "group2"])
-def test_strided_and_read_only_inputs_and_lists(layout, rng):
+def test_strided_and_read_only_inputs_and_lists(layout, dtype, rng):
     inputs = case_inputs(rng, ALL | {"B": layout, "C": layout})
     inputs["dy"], inputs["d_last_state"] = outputs_of(rng, inputs)
+    inputs = {name: a.astype(dtype) for name, a in inputs.items()}
     expected = ops.selective_scan_backward(**inputs)
     views = {name: strided(a) for name, a in inputs.items()}
     for view in views.values():
@@ -154,12 +299,16 @@ def test_strided_and_read_only_inputs_and_lists(layout, rng):
     lists = {name: a.tolist() for name, a in inputs.items()}
     for found in (ops.selective_scan_backward(**views), ops.selective_scan_backward(**lists)):
         for name, a in expected.items():
-            close(found[name], a, np.float64, name)  # sums take another order in other strides
+            # Sums take another order in other strides; lists are in float64.
+            assert_close_to_scale(found[name], a, tolerance("gradient", dtype), name)
 
 
-def test_the_gradients_are_the_callers_own(rng):
-    inputs = case_inputs(rng, ALL | {"B": "shared", "C": "fixed"})
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("dim", "dstate"), [(4, 8), (16, 1)])
+def test_the_gradients_are_the_callers_own(dim, dstate, dtype, rng):
+    inputs = case_inputs(rng, ALL | {"B": "shared", "C": "fixed"}, dim, dstate)
     inputs["dy"], inputs["d_last_state"] = outputs_of(rng, inputs)
+    inputs = {name: a.astype(dtype) for name, a in inputs.items()}
     before = {name: a.copy() for name, a in inputs.items()}
     for gradient in ops.selective_scan_backward(**inputs).values():
         gradient[...] = 0
@@ -174,10 +323,12 @@ def test_by_position_in_the_order_of_the_scan(rng):
     assert all(np.array_equal(found[name], a) for name, a in expected.items())
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_no_step(layout, rng):
+def test_no_step(layout, dtype, rng):
     inputs = case_inputs(rng, ALL | {"length": 0, "B": layout, "C": layout})
-    dy, d_last = outputs_of(rng, inputs)
+    inputs = {name: a.astype(dtype) for name, a in inputs.items()}
+    dy, d_last = (a.astype(dtype) for a in outputs_of(rng, inputs))
     found = ops.selective_scan_backward(dy, **inputs, d_last_state=d_last)
     assert {n: a.shape for n, a in found.items()} == {n: a.shape for n, a in inputs.items()}
     assert np.array_equal(found["initial_state"], d_last)

@@ -18,7 +18,9 @@ from click.testing import CliRunner
 from conftest import FIXTURES
 
 import mamba_np
-from mamba_np import bundled_model_path
+from mamba_np import MambaForCausalLM, bundled_model_path
+from mamba_np.errors import InputError
+from mamba_np.training.tasks import accuracy, induction_heads
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -156,7 +158,7 @@ def test_wheel_holds_the_package_and_nothing_else(archives):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert names == expected
-    assert {"mamba_np/py.typed", "mamba_np/models/starter/model.safetensors"} <= names
+    assert {"mamba_np/py.typed", "mamba_np/models/stories/model.safetensors"} <= names
     assert len(licences) == 1
 
 
@@ -194,9 +196,27 @@ def test_sdist_holds_what_the_tests_need(archives):
     assert needed - held == set()
 
 
-def test_bundled_model_has_its_files_and_its_card():
+def test_bundled_models_have_their_files_and_their_cards():
     names = {path.name for path in bundled_model_path().iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    assert bundled_model_path() == bundled_model_path("stories")
+    names = {path.name for path in bundled_model_path("induction_heads").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md"} <= names
+    with pytest.raises(InputError, match=r"^name: expected one of stories, induction_heads, found"):
+        bundled_model_path("starter")
+
+
+def test_the_bundled_models_are_small():
+    sizes = [path.stat().st_size for path in (ROOT / "mamba_np" / "models").rglob("*.*")]
+    assert sum(sizes) < 12e6
+
+
+@pytest.mark.parametrize("length", [64, 256, 4096])
+def test_the_induction_heads_model_answers_at_any_length(length):
+    model = MambaForCausalLM.from_pretrained(bundled_model_path("induction_heads"))
+    ids, labels = induction_heads(np.random.default_rng(length), 32, length)
+    assert accuracy(model(ids).logits, labels) == 1
+    assert model.num_parameters() == 66_496
 
 
 # --- README ----------------------------------------------------------------------------------
@@ -212,12 +232,12 @@ def test_readme_python_runs_in_order(tmp_path):
     cache = tmp_path / "hub"
     fake_hub.publish(cache, "state-spaces/mamba-130m-hf", FIXTURES / "models" / "base_silu")
     printed = fake_hub.run_offline("\n".join(blocks("python")), cache, tmp_path)
-    story, *_, published = printed.splitlines()
-    assert story.startswith("Once upon a time")
+    assert printed.startswith("Once upon a time")
     _, state, streamed = printed.partition("\nTrue MambaCache(")
     assert state, printed
     assert len(streamed.splitlines()) >= 3, "expected the cache's line, a streamed text and a list"
-    assert published.startswith("['Hey how are you doing?")
+    assert "\n['Hey how are you doing?" in streamed
+    assert re.fullmatch(r"-?[\d.]+ becomes -?[\d.]+", printed.splitlines()[-1])
 
 
 def shell_commands():

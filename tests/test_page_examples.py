@@ -1,16 +1,21 @@
 """The examples of the Mamba page of transformers' documentation run with one import changed.
 
 They are written here as they stand there; ``translate`` makes the change. The name of the published
-checkpoint leads to a small reference checkpoint, through huggingface_hub's own cache. What is
-expected was made with transformers 5.23.0 and torch 2.13.0 from the same files.
+checkpoint leads to a small reference checkpoint, through huggingface_hub's own cache, and that of
+the data set to a file. What is expected was made with transformers 5.23.0 and torch 2.13.0 from the
+same files.
 """
 
 import json
+import shutil
 
 import fake_hub
+import numpy as np
 import pytest
 from conftest import FIXTURES
 from tolerances import assert_close_to_scale, tolerance
+
+from mamba_np import MambaForCausalLM, PeftModel
 
 GENERATION = """
 from transformers import MambaConfig, MambaForCausalLM, AutoTokenizer
@@ -63,6 +68,51 @@ loss = outputs.loss
 logits = outputs.logits
 """
 
+FINE_TUNING = """
+from datasets import load_dataset
+from trl import SFTTrainer
+from peft import LoraConfig
+from transformers import AutoTokenizer, AutoModelForCausalLM, TrainingArguments
+model_id = "state-spaces/mamba-130m-hf"
+tokenizer = AutoTokenizer.from_pretrained(model_id)
+model = AutoModelForCausalLM.from_pretrained(model_id)
+dataset = load_dataset("Abirate/english_quotes", split="train")
+training_args = TrainingArguments(
+    output_dir="./results",
+    num_train_epochs=3,
+    per_device_train_batch_size=4,
+    logging_dir='./logs',
+    logging_steps=10,
+    learning_rate=2e-3
+)
+lora_config =  LoraConfig(
+        r=8,
+        target_modules=["x_proj", "embeddings", "in_proj", "out_proj"],
+        task_type="CAUSAL_LM",
+        bias="none"
+)
+trainer = SFTTrainer(
+    model=model,
+    tokenizer=tokenizer,
+    args=training_args,
+    peft_config=lora_config,
+    train_dataset=dataset,
+    dataset_text_field="quote",
+)
+trainer.train()
+"""
+
+# The same as TRL 1 has it: the key of the texts is the configuration's, the tokenizer renamed.
+TODAY = (
+    FINE_TUNING.replace("import SFTTrainer", "import SFTConfig, SFTTrainer")
+    .replace(", TrainingArguments", "")
+    .replace("TrainingArguments(", "SFTConfig(")
+    .replace("    logging_dir='./logs',\n", "")
+    .replace("learning_rate=2e-3", 'learning_rate=2e-3,\n    dataset_text_field="quote"')
+    .replace("tokenizer=tokenizer", "processing_class=tokenizer")
+    .replace('    dataset_text_field="quote",\n)', ")")
+)
+
 NEW_IDS = [53, 53, 230, 24, 140, 266, 6, 234, 230, 267]
 NEW_TEXT = "UU\ufffd8\ufffdmo&\ufffd\ufffdat"
 HIDDEN_LAST = [0.1220788, -0.4242943, 0.8028543, -0.0927813, -0.356661, 0.9300752, 1.7345277]
@@ -72,8 +122,17 @@ LOSS = 7.425483703613281
 
 def translate(example: str) -> str:
     """Return an example of the page for this package."""
-    example = example.replace("import torch\n", "").replace("transformers", "mamba_np")
-    return example.replace('"pt"', '"np"')
+    for old, new in (
+        ("import torch\n", ""),
+        ("from transformers", "from mamba_np"),
+        ("from peft", "from mamba_np"),
+        ("from trl", "from mamba_np"),
+        ("from datasets import load_dataset\n", ""),
+        ('load_dataset("Abirate/english_quotes", split="train")', '"quotes.jsonl"'),
+        ('"pt"', '"np"'),
+    ):
+        example = example.replace(old, new)
+    return example
 
 
 @pytest.fixture
@@ -124,3 +183,27 @@ def test_causal_lm(run):
     assert found["shape"] == [1, 19, 323]
     assert_close_to_scale(found["last"][:7], LOGITS_LAST, tolerance("model", "float32"))
     assert_close_to_scale(found["loss"], LOSS, tolerance("model", "float32"), "loss")
+
+
+@pytest.mark.parametrize("example", [FINE_TUNING, TODAY], ids=["page", "today"])
+def test_fine_tuning(run, tmp_path, example):
+    shutil.copy(FIXTURES / "quotes.jsonl", tmp_path)
+    report = (
+        "{'losses': [entry['loss'] for entry in trainer.state.log_history if 'loss' in entry],"
+        "'logits': trainer.model([[3, 1, 4]]).logits[0, -1].tolist(),"
+        "'steps': trainer.state.global_step, 'parameters': "
+        "trainer.model.get_nb_trainable_parameters()}"
+    )
+    lines, found = run(example, report)
+    assert lines == []
+    assert (len(found["losses"]), found["steps"]) == (3, 30)
+    assert found["losses"][0] > found["losses"][1] > found["losses"][2]
+    V, D, E, R, N, r = 323, 64, 128, 4, 16, 8
+    adapter = r * (V + D) + 3 * r * ((D + 2 * E) + (E + R + 2 * N) + (E + D))
+    assert found["parameters"][0] == adapter
+    base = MambaForCausalLM.from_pretrained(FIXTURES / "models" / "base_silu")
+    assert found["parameters"][1] == adapter + base.num_parameters()
+    trained = PeftModel.from_pretrained(base, tmp_path / "results" / "checkpoint-30")
+    logits = trained([[3, 1, 4]]).logits[0, -1]
+    assert_close_to_scale(logits, found["logits"], tolerance("law", "float32"))
+    assert not np.allclose(logits, base([[3, 1, 4]]).logits[0, -1], atol=0.1)

@@ -154,6 +154,16 @@ def test_select(make, dtype):
         close(a, np.stack(b), dtype, name)
 
 
+@pytest.mark.parametrize("selective", [(), ("C",), ("delta", "B")])
+def test_what_is_not_selective_is_the_same_at_every_step(make, dtype, selective):
+    x, weights = make("B L E"), [make("R+2N E"), make("E R"), make("E")]
+    found = reference.select(x, *weights, selective)
+    free, fixed = (reference.select(some, *weights) for some in (x, np.ones_like(x)))
+    for name in ("delta", "B", "C"):
+        expected = getattr(free if name in selective else fixed, name)
+        close(getattr(found, name), expected.astype(np.float64), dtype, name)
+
+
 # --- the scan ------------------------------------------------------------------------------------
 
 

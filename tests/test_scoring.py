@@ -87,9 +87,9 @@ def test_log_probabilities_refuse_what_is_not_finite():
 
 @pytest.mark.parametrize("case", ["0", "1"])
 def test_score_equals_the_float64_reference(model, refs, case):
-    starter = refs("starter")
-    ids = starter[f"{case}.input_ids"].reshape(-1)
-    logits = starter[f"{case}.logits_f64"].reshape(len(ids), -1)
+    stories = refs("stories")
+    ids = stories[f"{case}.input_ids"].reshape(-1)
+    logits = stories[f"{case}.logits_f64"].reshape(len(ids), -1)
     expected = oracle(logits[:-1], ids[1:]).sum()
     result = score(model, [ids], add_bos=False)
     assert result.tokens == len(ids) - 1

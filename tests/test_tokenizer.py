@@ -33,7 +33,7 @@ from mamba_np.tokenizer.stages import check_stages
 from mamba_np.tokenizer.stream import BYTE_ALPHABET, ByteStream, WindowStream
 
 BASE = Path(__file__).parent / "fixtures" / "models" / "base_silu"
-STARTER = Path(mamba_np.__file__).parent / "models" / "starter"
+STORIES = Path(mamba_np.__file__).parent / "models" / "stories"
 EOT = "<|endoftext|>"
 
 NASTY = [
@@ -70,11 +70,11 @@ def base():
 
 
 @pytest.fixture(scope="module")
-def starter():
-    return AutoTokenizer.from_pretrained(STARTER)
+def stories():
+    return AutoTokenizer.from_pretrained(STORIES)
 
 
-BOTH = {"base": AutoTokenizer.from_pretrained(BASE), "starter": Tokenizer.from_pretrained(STARTER)}
+BOTH = {"base": AutoTokenizer.from_pretrained(BASE), "stories": Tokenizer.from_pretrained(STORIES)}
 
 
 def both(test):
@@ -134,7 +134,7 @@ def peers():
     transformers = pytest.importorskip("transformers")
     return [
         (ours, transformers.AutoTokenizer.from_pretrained(ours_folder))
-        for ours, ours_folder in zip(BOTH.values(), (BASE, STARTER), strict=True)
+        for ours, ours_folder in zip(BOTH.values(), (BASE, STORIES), strict=True)
     ]
 
 
@@ -369,8 +369,8 @@ def test_tokens_and_ids(base):
     assert base.tokenize("a state") == ["a", "Ġstate"]
 
 
-def test_special_tokens(base, starter):
-    for tokenizer in (base, starter):
+def test_special_tokens(base, stories):
+    for tokenizer in (base, stories):
         assert tokenizer.bos_token == tokenizer.eos_token == EOT
         assert tokenizer.pad_token == tokenizer.unk_token == EOT
         assert tokenizer.bos_token_id == tokenizer.eos_token_id == 0
@@ -433,20 +433,20 @@ def test_a_tokenizer_in_memory():
     assert Tokenizer(backend).unk_token is None
 
 
-def test_saved_tokenizer_is_the_same(tmp_path, starter):
-    starter_copy = Tokenizer.from_pretrained(STARTER, padding_side="left")
-    starter_copy.pad_token = "z"  # becomes special, as in transformers: not in the text below
-    paths = starter_copy.save_pretrained(tmp_path / "new" / "folder")
+def test_saved_tokenizer_is_the_same(tmp_path, stories):
+    stories_copy = Tokenizer.from_pretrained(STORIES, padding_side="left")
+    stories_copy.pad_token = "z"  # becomes special, as in transformers: not in the text below
+    paths = stories_copy.save_pretrained(tmp_path / "new" / "folder")
     assert [path.name for path in paths] == [
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
     ]
     again = AutoTokenizer.from_pretrained(paths[0].parent)
-    assert again.get_vocab() == starter.get_vocab()
-    assert again.special_tokens_map == starter_copy.special_tokens_map
-    assert (again.padding_side, again.model_max_length) == ("left", starter.model_max_length)
-    assert again("선택 state").input_ids == starter("선택 state").input_ids
+    assert again.get_vocab() == stories.get_vocab()
+    assert again.special_tokens_map == stories_copy.special_tokens_map
+    assert (again.padding_side, again.model_max_length) == ("left", stories.model_max_length)
+    assert again("선택 state").input_ids == stories("선택 state").input_ids
     with pytest.raises(MambaError, match="expected a folder to save into, found a file"):
         again.save_pretrained(paths[0])
 
@@ -468,14 +468,14 @@ def test_pickle(base):
     assert again.pad_token_id == 0
 
 
-def test_threads(starter):
-    expected = [starter(text).input_ids for text in NASTY]
+def test_threads(stories):
+    expected = [stories(text).input_ids for text in NASTY]
     failures = []
 
     def work():
         for _ in range(3):
-            rows = starter(NASTY).input_ids
-            if rows != expected or starter.batch_decode(rows) != NASTY:
+            rows = stories(NASTY).input_ids
+            if rows != expected or stories.batch_decode(rows) != NASTY:
                 failures.append(rows)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -529,9 +529,9 @@ def test_call_refuses(base, text, options, message):
         base(text, **options)
 
 
-def test_padding_needs_a_length_when_there_is_no_limit(starter):
+def test_padding_needs_a_length_when_there_is_no_limit(stories):
     with pytest.raises(InputError, match="padding='max_length': expected max_length, found None"):
-        starter("a", padding="max_length")
+        stories("a", padding="max_length")
 
 
 def test_padding_needs_a_pad_token(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from mamba_np.errors import ConfigError
-from mamba_np.training import TrainingArguments
+from mamba_np.training import SFTConfig, TrainingArguments
 
 
 def test_arguments_are_those_of_transformers():
@@ -50,3 +50,24 @@ def test_arguments_that_ask_for_nothing_are_taken():
     assert TrainingArguments(warmup_steps=0.1).get_warmup_steps(25) == 3
     assert TrainingArguments(warmup_ratio=0.1).get_warmup_steps(25) == 3
     assert TrainingArguments(warmup_steps=7, warmup_ratio=0.1).get_warmup_steps(25) == 7
+
+
+def test_arguments_and_defaults_are_those_of_trl():
+    config = SFTConfig()
+    assert (config.learning_rate, config.logging_steps, config.max_length) == (2e-5, 10, 1024)
+    SFTConfig(  # as TRL 1 has them, but for packing_strategy, which does nothing without packing
+        model_init_kwargs=None, chat_template_path=None, dataset_kwargs=None, dataset_num_proc=4,
+        eos_token=None, truncation_mode="keep_start", shuffle_dataset=False, padding_free=False,
+        pad_to_multiple_of=None, eval_packing=None, assistant_only_loss=False, pad_token=None,
+        loss_type="chunked_nll", activation_offloading=False, gradient_checkpointing=False,
+        logging_dir="./logs",
+    )  # fmt: skip
+    for options, message in [
+        ({"assistant_only_loss": True}, "assistant_only_loss: expected None, false"),
+        ({"loss_type": "dft"}, "loss_type: expected 'nll' or 'chunked_nll' or None, found 'dft'"),
+        ({"fp16": True}, "fp16: expected None, false"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            SFTConfig(**options)
+    with pytest.raises(TypeError, match=r"TrainingArguments.*'assistant_only_loss'"):
+        TrainingArguments(assistant_only_loss=False)

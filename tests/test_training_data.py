@@ -91,12 +91,16 @@ def test_ids_are_taken_as_they_are():
         {"input_ids": [5, 6, 7]},
         {"input_ids": np.array([5, 6, 7]), "labels": [-100, 6, -100]},
         {"input_ids": [5, 6, 7, 9], "attention_mask": [1, 0, 1, 1]},
+        {"input_ids": [5, 6, 7], "completion_mask": [0, 0, 1]},
     ]
     assert lists(load_data(examples, None)) == [
         ([5, 6, 7], [5, 6, 7]),
         ([5, 6, 7], [-100, 6, -100]),
         ([5, 7, 9], [5, 7, 9]),
+        ([5, 6, 7], [-100, -100, 7]),
     ]
+    whole = DataOptions(completion_only_loss=False)
+    assert lists(load_data(examples[3:], None, whole)) == [([5, 6, 7], [5, 6, 7])]
 
 
 def test_texts_may_come_from_another_key_or_a_function(tokenizer):
@@ -145,6 +149,7 @@ def test_rows_with_nothing_to_predict_are_left_out(tokenizer):
         ({"input_ids": [[1], [1, 2]]}, "input_ids: expected a list of integers"),
         ({"input_ids": [0.5]}, "input_ids: expected a list of integers"),
         ({"input_ids": [1, 2], "labels": [1]}, "labels: expected as many as input_ids, 2, found 1"),
+        ({"input_ids": [1, 2], "completion_mask": [1]}, "completion_mask: expected as many as"),
     ],
 )
 def test_a_bad_example_is_named_with_its_place(tokenizer, tmp_path, example, message):
@@ -168,6 +173,7 @@ def test_options_and_sources_are_checked(tokenizer):
         ({"packing": 1}, "packing: expected true or false"),
         ({"completion_only_loss": "yes"}, "completion_only_loss: expected true or false"),
         ({"formatting_func": "text"}, "formatting_func: expected a function"),
+        ({"formatting_func": str, "completion_only_loss": True}, "completion_only_loss: expected"),
     ]:
         with pytest.raises(InputError, match=message):
             DataOptions(**options)
@@ -206,6 +212,9 @@ def test_a_text_is_one_stream(tokenizer, tmp_path):
     assert {len(r.ids) for r in rows[:-1]} == {64}
     assert whole(rows) == ids[: len(whole(rows))]
     assert len(ids) - len(whole(rows)) <= 1  # a last token alone predicts nothing
+    for options in ({"completion_only_loss": True}, {"formatting_func": str}):
+        with pytest.raises(InputError, match=rf"^{next(iter(options))}: expected data of examples"):
+            load_data(tmp_path / "book.txt", tokenizer, DataOptions(**options))
 
 
 @pytest.mark.parametrize(
@@ -214,10 +223,11 @@ def test_a_text_is_one_stream(tokenizer, tmp_path):
         (
             "a.jsonl",
             b'{"text": "x"}\n{"text"\n',
-            ":2: expected a JSON object, found a syntax error",
+            ":2: expected a JSON object on each line, found a syntax error",
         ),
-        ("a.jsonl", b"[1]\n", ":1: expected a JSON object, found [1]"),
-        ("a.jsonl", b"null\n", ":1: expected a JSON object, found None"),
+        ("a.json", b'[\n{"text": "x"}]', ":1: expected a JSON object on each line, found a syntax"),
+        ("a.jsonl", b"[1]\n", ":1: expected a JSON object on each line, found [1]"),
+        ("a.jsonl", b"null\n", ":1: expected a JSON object on each line, found None"),
         ("a.jsonl", b'\n{"text": "\xff"}\n', ":2: expected UTF-8"),
         ("a.jsonl", b"[" * 100_000, ":1: expected plain JSON, found nesting that is too deep"),
         ("a.jsonl", b"", ": expected tokens to predict, found none in 0 rows"),
@@ -306,3 +316,5 @@ def test_the_collator_of_transformers(tokenizer):
         DataCollatorForLanguageModeling(tokenizer, mlm=True)
     with pytest.raises(InputError, match=r"features\[0\]: labels: expected as many"):
         collator([{"input_ids": [5, 6], "labels": [5]}])
+    with pytest.raises(InputError, match=r"features\[1\]: expected input_ids, found \{'text'"):
+        collator([{"input_ids": [5, 6]}, {"text": "x"}])

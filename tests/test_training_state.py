@@ -7,15 +7,11 @@ import json
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
+from kills import killed
 
 from mamba_np import MambaConfig, MambaForCausalLM
 from mamba_np.checkpoint import headers
@@ -283,28 +279,19 @@ def test_a_failure_says_what_and_leaves_nothing_behind(tmp_path, monkeypatch):
     assert names(tmp_path) == ["checkpoint-1"]
 
 
-PROGRAM = """
-import sys
-from test_training_state import train
-train(sys.argv[1], int(sys.argv[2]), said=lambda step: print(step, flush=True))
-"""
+def endless(folder, said):
+    """Train on and on, with a checkpoint after each step."""
+    train(folder, 10**6, said=said)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
-def test_a_killed_process_goes_on_bit_for_bit(tmp_path, rng):
-    tests = Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "killed"), "400"]
-    options = {"env": os.environ | {"PYTHONPATH": path}, "stdout": subprocess.PIPE, "text": True}
-    for _ in range(6):
-        with subprocess.Popen(command, **options) as process:
-            process.stdout.readline()  # a step is done
-            time.sleep(rng.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
+def test_a_killed_process_goes_on_bit_for_bit(tmp_path):
+    interrupted = killed("test_training_state", "endless", tmp_path / "killed")
+    assert len(interrupted) == 20
+    assert "write" in interrupted
     reached = int(latest_checkpoint(tmp_path / "killed").name.partition("-")[2])
-    assert reached >= 6
+    assert reached >= 2 * 20
     steps = reached + 3
     assert bits(train(tmp_path / "killed", steps)) == bits(train(tmp_path / "whole", steps))
 

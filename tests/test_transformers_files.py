@@ -75,6 +75,16 @@ def test_transformers_loads_what_we_save(tmp_path, config, rng, limit):
     assert_same_logits(model, own)
 
 
+def test_transformers_leaves_out_proj_of_what_we_save_as_it_is(tmp_path, rng):
+    config = MambaConfig(**forge.CONFIG | {"rescale_prenorm_residual": True})
+    own = mamba_np.MambaForCausalLM(config, rng=rng)
+    own.save_pretrained(tmp_path)
+    model = theirs(tmp_path)
+    assert_same_parameters(model, own.params)
+    assert_same_logits(model, own)
+    assert mamba_np.MambaConfig.from_pretrained(tmp_path).rescale_prenorm_residual is False
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_transformers_loads_every_dtype_we_save(tmp_path, rng, dtype):
     own = mamba_np.MambaForCausalLM(MambaConfig(**forge.CONFIG), rng=rng, dtype=dtype)

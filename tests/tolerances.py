@@ -46,6 +46,18 @@ TOLERANCES = {
     # The same gradients by two routes through a small random model: as for "law", but a whole
     # array of them may be what is left of larger terms. Measured, in 3000 models: 1.2e-13.
     ("gradient law", "float64"): 1e-11,
+    # AdamW beside PyTorch's, each from its own numbers, in 60 steps: some roundings of each number
+    # in each of them. Measured: 4e-16.
+    ("optimiser", "float64"): 1e-14,
+    # One step of it from the same numbers, for each number by itself: two units in the last place
+    # of the number before or after, for a product and a sum.
+    ("optimiser", "float32"): 2.4e-7,
+    # A norm beside the same by another order of sums.
+    ("norm", "float64"): 1e-14,
+    # Runs of training by two programs, their losses and weights, absolute: AdamW divides by the
+    # size of a gradient, so that what differs in its last places can move a weight whose gradient
+    # is nearly nothing. Measured in 50 steps: 2e-15.
+    ("run", "float64"): 1e-9,
     # Logits of the published 130m model: transformers' own bar is 1e-3 absolute, and the largest
     # of those that are published is 69.79: 1.4e-5 of it is 9.8e-4.
     ("published", "float32"): 1.4e-5,

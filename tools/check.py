@@ -154,6 +154,7 @@ TESTED_ELSEWHERE = {
     "decoding": "tests/test_generation.py",
     "errors": "tests/test_package.py",
     "generation_config": "tests/test_generation.py",
+    "operands": "tests/test_ops.py",
     "pretrained": "tests/test_model.py",
 }
 """Modules without a test file of their own: what tests them instead."""

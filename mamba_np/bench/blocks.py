@@ -78,7 +78,8 @@ class Entry:
     def wants(self, blocks: int) -> bool:
         """Return whether further blocks are needed."""
         enough = blocks if self.most is None else min(self.most, blocks)
-        return self.absent is None and len(self.values) < enough
+        tried = len(self.values) + len(self.dropped)
+        return self.absent is None and len(self.values) < enough and tried < PATIENCE * enough
 
     def add(self, answer: dict[str, Any], share: float | None) -> None:
         """Keep a block's answer; ``share`` of the machine was used by others (None: not known)."""

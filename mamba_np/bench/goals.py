@@ -46,7 +46,7 @@ def judge(results: Results, most: int, gigabytes: float) -> list[dict[str, Any]]
 
 def goals(most: int, gigabytes: float) -> list[Goal]:
     """Return all goals; ``most`` threads are "two", ``gigabytes`` what a float32 step reads."""
-    found = [*_decode(most, gigabytes), *_prefill(most), *_scan(most), *_rest()]
+    found = [*_decode(most, gigabytes), *_prefill(most), *_scan(most), *_rest(), *_training(most)]
     first: dict[str, Goal] = {}
     for goal in found:  # with one thread at most, goals of two threads are those of one
         first.setdefault(goal.text, goal)
@@ -123,4 +123,20 @@ def _rest() -> list[Goal]:
         Goal("time per token: 100,000 tokens / 4,000", *pace, 1.05, at_least=False),
         Goal("first token ever, seconds", cold, (), 15.0, at_least=False),
         Goal("first token of later starts, seconds", warm, (), 1.0, at_least=False),
+    ]
+
+
+def _training(most: int) -> list[Goal]:
+    found = []
+    for shape in ("1 x 256", "4 x 256", "4 x 512"):
+        what = f"training {shape}"
+        pair = key(what, most, "ours float32"), (key(what, most, "transformers"),)
+        found.append(Goal(f"{what}, {many(most)}: ours / transformers", *pair, 5.0))
+    what = "memory of training, each token"
+    long, short = f"{what} | ours, 1024 to 2048 tokens", f"{what} | ours, 128 to 256 tokens"
+    text, counted = f"{what}: 1,024 to 2,048 tokens", f"{what} | ours, counted"
+    return [
+        *found,
+        Goal(f"{text} / 128 to 256", long, (short,), 1.10, at_least=False),
+        Goal(f"{text} / counted", long, (counted,), 1.10, at_least=False),
     ]

@@ -36,7 +36,8 @@ print(json.dumps({"value": loaded - begin, "also": {"first": first - begin}}))
 """
 
 PREFILL = """
-import json, resource, statistics, sys, time, numpy, mamba_np
+import json, statistics, sys, time, numpy, mamba_np
+from mamba_np.bench.timing import peak_megabytes
 setup, length, threads, seconds = json.loads(sys.argv[1]), *map(int, sys.argv[2:])
 mamba_np.set_num_threads(threads)
 model = mamba_np.MambaForCausalLM.from_pretrained(**setup)
@@ -47,9 +48,8 @@ while not times or sum(times) < seconds:
     begin = time.perf_counter()
     model(ids, logits_to_keep=1)
     times.append(time.perf_counter() - begin)
-unit = 1e-6 if sys.platform == "darwin" else 1.024e-3  # bytes or KiB, as MB
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-print(json.dumps({"value": statistics.median(times) / length * 1e6, "also": {"peak": peak}}))
+also = {"peak": peak_megabytes()}
+print(json.dumps({"value": statistics.median(times) / length * 1e6, "also": also}))
 """
 
 

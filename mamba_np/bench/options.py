@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-GROUPS = ("limits", "decode", "prefill", "scan", "load", "start", "memory", "size")
+GROUPS = ("limits", "decode", "prefill", "scan", "load", "start", "memory", "training", "size")
 PEERS = ("llama.cpp", "transformers", "mambapy")
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 FORMATS = ("F32", "F16", "BF16", "Q8_0")
@@ -36,6 +36,8 @@ class Options:
     threads: tuple[int, ...] = (1, 2)
     lengths: tuple[int, ...] = (128, 512, 2048)  # of prompts
     memory_lengths: tuple[int, ...] = (4000, 100000)
+    training: tuple[tuple[int, int], ...] = ((1, 256), (4, 256), (4, 512))  # texts and their tokens
+    training_lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048)  # of one text, for memory
     blocks: int = 5
     seconds: float = 1.5  # of a block, at least
     floats: int = FLOATS
@@ -45,6 +47,8 @@ class Options:
 QUICK: dict[str, Any] = {
     "lengths": (128,),
     "memory_lengths": (1000, 4000),
+    "training": ((1, 256),),
+    "training_lengths": (128, 256),
     "blocks": 2,
     "seconds": 0.2,
 }

@@ -1,16 +1,18 @@
 """What is measured, with which programs, in which order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import once, sizes
+from ..bundled import bundled_model_path
+from ..config import MambaConfig
+from . import once, sizes, training
 from .blocks import Entry, Program, interleave, key
 from .ggml import LlamaBench
 from .options import FORMATS, GROUPS, SHAPE, Options, work_folder
 from .timing import Job
-from .worker import Worker
+from .worker import Afresh, Worker
 
 BATCHES = (1, 8)
 LONG = 512
@@ -86,7 +88,7 @@ class Plan:
                 say(entry.line())
                 yield entry
             return
-        if group in ("load", "start", "memory"):
+        if group in ("load", "start", "memory", "training"):
             self.close()  # the machine is theirs alone
         for turns in getattr(self, group)():
             interleave(turns, self.options.blocks, say)
@@ -185,6 +187,61 @@ class Plan:
         jobs = {n: {"arguments": (n, threads, MEMORY_SECONDS)} for n in o.memory_lengths}
         where = "time per token | {} tokens"
         yield [Entry(where.format(n), "us", program, job, most=2) for n, job in jobs.items()]
+
+    def training(self) -> Iterator[list[Entry]]:
+        """Yield what is measured of training the bundled model: speeds, then memory."""
+        o, model = self.options, str(bundled_model_path())
+        setups: dict[str, dict[str, str]] = {"ours": {"model": model, "backend": o.backend}}
+        setups |= {
+            name: {"model": model} for name in ("transformers", "mambapy") if name in o.peers
+        }
+        programs = {name: Worker(f"training {name}", setup) for name, setup in setups.items()}
+        self._others += programs.values()
+        for batch, length in o.training:
+            yield self._steps(programs, batch, length)
+        alone = {name: Afresh(f"training {name}", setup) for name, setup in setups.items()}
+        yield from self._steps_memory(alone)
+
+    def _steps(self, programs: Mapping[str, Program], batch: int, length: int) -> list[Entry]:
+        what, threads = f"training {batch} x {length}", max(self.options.threads)
+        job = self.job("train", threads, batch=batch, length=length, repeats=1)
+        known: dict[str, float] = {}
+        entries = []
+        for name, program in programs.items():
+            where = key(what, threads, {"ours": "ours float32"}.get(name, name))
+            entry = Entry(where, "tok/s", training.Alike(program, known), job)
+            if name == "transformers":  # up to a minute each
+                entry.job, entry.most = {**job, "warm_up": False, "seconds": 0}, 1
+            elif name == "mambapy":
+                entry.most = 3
+            entries.append(entry)
+        return entries
+
+    def _steps_memory(self, programs: Mapping[str, Program]) -> Iterator[list[Entry]]:
+        """Yield the peaks of each program and length, then what these say of each token."""
+        o, threads, what = self.options, max(self.options.threads), "memory of training"
+        peaks: dict[str, list[tuple[int, Entry]]] = {name: [] for name in programs}
+        for length in o.training_lengths:
+            known: dict[str, float] = {}
+            job = {"do": "memory", "threads": threads, "batch": 1, "length": length}
+            for name, program in programs.items():
+                if name != "ours" and length > LONG:
+                    continue
+                where = f"{what} | {name}, {length} tokens"
+                program = training.Alike(program, known)
+                peaks[name].append((length, Entry(where, "MB", program, job, most=1)))
+        yield [entry for known in peaks.values() for _, entry in known]
+        slopes = [
+            slope
+            for name, known in peaks.items()
+            for slope in training.slopes(known, f"{what}, each token | {name}, {{}} to {{}} tokens")
+        ]
+        config = MambaConfig.from_pretrained(bundled_model_path())
+        counted = training.bytes_per_token(config, threads)
+        yield [
+            *slopes,
+            Entry(f"{what}, each token | ours, counted", "bytes", values=[counted], most=0),
+        ]
 
     def size(self) -> Iterator[Entry]:
         """Yield how much room installations take: ours, and those of peers that are here."""

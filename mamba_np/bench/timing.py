@@ -1,8 +1,11 @@
 """What all programs share: how a call is timed, and what it is given."""
 
+import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,25 @@ def seconds_of(call: Callable[[], Any], job: Job) -> list[float]:
 def median_of(call: Callable[[], Any], job: Job) -> float:
     """Return the median seconds of a call."""
     return statistics.median(seconds_of(call, job))
+
+
+def peak_megabytes() -> float:
+    """Return the most memory, in MB, that this process has had at once.
+
+    Not ``ru_maxrss`` where that can be helped: on Linux it starts from what the parent had.
+    """
+    try:
+        found = re.search(
+            r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE
+        )
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found[1]) * 1.024e-3
+    import resource
+
+    unit = 1e-6 if sys.platform == "darwin" else 1.024e-3  # bytes or KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def ids_of(vocabulary: int, batch: int, length: int) -> NDArray:

@@ -24,6 +24,9 @@ KINDS = {
     "transformers": "peers:Transformers",
     "mambapy": "peers:Mambapy",
     "torch-scan": "peers:TorchScan",
+    "training ours": "training:Ours",
+    "training transformers": "training:Transformers",
+    "training mambapy": "training:Mambapy",
     "ggml-scan": "ggml:GgmlScan",
 }
 """Programs by name, as module:class of this package. A method of the class does each job."""
@@ -97,6 +100,21 @@ class Worker:
             self._absent = answer["absent"]
             self.close()
         raise Absent(answer["absent"])
+
+
+class Afresh(Worker):
+    """A program that has a new process for each job, which ends with it."""
+
+    def prepare(self) -> None:
+        """Do nothing: what a process needs before its job is part of what is measured."""
+
+    def ask(self, job: Job) -> dict[str, Any]:
+        """Do a job in a new process. Raises Absent."""
+        try:
+            super().prepare()
+            return super().ask(job)
+        finally:
+            self.close()
 
 
 # --- that side -----------------------------------------------------------------------------------

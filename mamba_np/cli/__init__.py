@@ -18,7 +18,10 @@ from .. import __version__
 from ..errors import MambaError
 
 # Each is a module here, with a function `command`.
-COMMANDS = ("generate", "score", "info", "convert", "train", "lora", "merge", "warmup", "bench")
+COMMANDS = (
+    *("generate", "score", "info", "trace", "explain", "convert", "train", "lora", "merge"),
+    *("warmup", "bench"),
+)
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE

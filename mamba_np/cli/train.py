@@ -1,7 +1,6 @@
 """``mamba-np train``: all of a model, new or not, on text; and what ``mamba-np lora`` shares."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,11 +179,17 @@ def check_out(plan: Plan) -> None:
         raise CheckpointError(f"{out}: expected a folder to write into, found a file")
     if out.resolve() == Path(plan.model.name).resolve():
         raise CheckpointError(f"{out}: expected another folder than that of the model")
-    found = next(iter(sorted(out.iterdir())), None) if out.exists() else None
-    if found is not None and not plan.options["resume"]:
+    found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    if found and not plan.options["resume"]:
         raise CheckpointError(
-            f"{out}: expected a new or empty folder, found {found.name} in it; "
+            f"{out}: expected a new or empty folder, found {found[0]} in it; "
             "--resume goes on with the run that is there"
+        )
+    # Hidden ones are what is left of a first checkpoint that was being written.
+    strange = [name for name in found if not name.startswith(".")]
+    if strange and not any(name.startswith("checkpoint-") for name in strange):
+        raise CheckpointError(
+            f"{out}: expected a checkpoint to go on from, or an empty folder, found {strange[0]}"
         )
     if plan.options["eval_every"] and plan.valid is None:
         raise click.UsageError("--eval-every: expected --valid, or a folder with valid.jsonl.")
@@ -204,7 +209,6 @@ def run_training(plan: Plan, network: Any, lr: float, peft_config: Any = None) -
         train_dataset=plan.data,
         eval_dataset=plan.valid,
         processing_class=load_tokenizer(plan.model, options["tokenizer"]),
-        callbacks=[] if options["as_json"] else [LogLines()],
         peft_config=peft_config,
     )
     checkpoint = latest_checkpoint(out) if options["resume"] else None
@@ -245,17 +249,6 @@ def _arguments(options: dict[str, Any], lr: float) -> Any:
         max_length=options["length"],
         packing=options["pack"],
     )
-
-
-class LogLines:
-    """Prints what is logged, where no bar shows it: a callback of the Trainer."""
-
-    def on_log(self, args: Any, state: Any, control: Any, *, logs: Any, **_: Any) -> None:
-        """Print one line."""
-        from ..training.callbacks import one_line
-
-        if "train_loss" not in logs and not sys.stderr.isatty():
-            click.echo(one_line(logs))
 
 
 def _say_how_to_go_on(step: int, checkpoint: Path | None) -> None:

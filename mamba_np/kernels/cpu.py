@@ -5,6 +5,7 @@ whatever the weights are stored in. The scan is the recurrence, whichever scan a
 names: both give the same states.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,15 @@ def run(
     memory: tuple[NDArray, NDArray],
     lengths: NDArray | None = None,
     keep_all: bool = False,
+    observer: Any = None,
 ) -> list[NDArray]:
-    """Do what ``reference.run`` does."""
+    """Do what ``reference.run`` does; ``observer``, if any, looks on: see ``observing``."""
     p = packed(params, config)
     x = np.ascontiguousarray(x)
     texts, L, _ = x.shape
     if L == 1 and texts <= DECODE_TEXTS and not keep_all:
+        if observer is not None:
+            return [observer.decode(x, p, config, memory)]
         return [decode(x, p, config, memory, lengths)]
     conv, ssm = (np.array(state) for state in memory)  # all or nothing: replaced at the end
     hidden = [np.empty_like(x) for _ in range(p.sizes.layers + 1 if keep_all else 1)]
@@ -67,6 +71,8 @@ def run(
         if chunk is None or chunk.length != piece.shape[1]:
             chunk = Chunk(p.sizes, config.layer_norm_epsilon, texts, piece.shape[1])
         chunk.read(piece, None if lengths is None else lengths - start)
+        if observer is not None:
+            observer.begin(chunk.length, p.sizes.N)
 
         def through(member: Member, chunk: Chunk = chunk, start: int = start) -> None:
             outputs = [h[:, start : start + chunk.length] for h in hidden]
@@ -74,8 +80,14 @@ def run(
                 chunk.norm(member, layer.norm)
                 if keep_all and i > 0:
                     chunk.write(member, chunk.residual, outputs[i - 1])
-                chunk.mix(member, layer, conv[i], ssm[i])
+                look = None
+                if observer is not None:
+                    observer.mixed(member, i - 1, chunk)
+                    look = partial(observer.mixing, member, i, layer, chunk, ssm[i])
+                chunk.mix(member, layer, conv[i], ssm[i], look)
             chunk.norm(member, p.norm_f)
+            if observer is not None:
+                observer.mixed(member, len(p.layers) - 1, chunk)
             if keep_all:
                 chunk.write(member, chunk.residual, outputs[-2])
             chunk.write(member, chunk.normed, outputs[-1])

@@ -18,6 +18,8 @@ from ..config import MambaConfig
 from ..errors import BackendError
 from ..params import Layer, Params
 from .lanes import WIDTH
+from .memory import pointer
+from .options import kernel
 
 F32 = np.dtype(np.float32)
 
@@ -206,25 +208,81 @@ def _vector(array: NDArray | None, size: int, width: int) -> NDArray:
 
 # --- packed once ----------------------------------------------------------------------------------
 
-_packed: "WeakKeyDictionary[Params, Packed]" = WeakKeyDictionary()
+_packed: "WeakKeyDictionary[Params, tuple[Packed, Watch | None]]" = WeakKeyDictionary()
 
 
 def packed(params: Params, config: MambaConfig) -> Packed:
-    """Return the packed parameters: made anew at each call while they can be written to."""
+    """Return the packed parameters: packed anew if a number that was copied has changed since."""
     found = _packed.get(params)
-    if found is not None:
-        return found
+    if found is not None and (found[1] is None or found[1].unchanged()):
+        return found[0]
+    changing = [array for array in _copied(params) if _may_change(array)]
+    in_rows = all(array.flags.forc for array in changing)
+    watch = Watch(changing) if changing and in_rows else None  # first: what changes meanwhile shows
     sizes = Sizes.of(config)
     layers = tuple(PackedLayer.of(layer, sizes) for layer in params.layers)
     result = Packed(sizes, layers, _pad(params.norm_f, sizes.D_pad))
-    if not _writeable(params):
-        _packed[params] = result
+    if in_rows:
+        _packed[params] = result, watch
     return result
 
 
-def _writeable(params: Params) -> bool:
-    """Return whether any array that packing copies could change in place."""
+BY_ADDRESS = ("in_proj", "x_proj", "out_proj")
+"""Matrices that kernels read where they are: packing copies them only if their rows lie apart."""
+
+
+def _copied(params: Params) -> list[NDArray]:
+    """Return the arrays whose numbers are in the packed parameters."""
     parts: list[Any] = [params.norm_f]
     for layer in params.layers:
-        parts += vars(layer).values()
-    return any(isinstance(part, np.ndarray) and part.flags.writeable for part in parts)
+        for name, part in vars(layer).items():
+            in_place = name in BY_ADDRESS and part.flags.c_contiguous if _is_array(part) else True
+            parts += [] if in_place else [part]
+    return [part for part in parts if _is_array(part)]
+
+
+def _is_array(part: Any) -> bool:
+    return isinstance(part, np.ndarray)  # neither int8 weights nor a bias that there is not
+
+
+def _may_change(array: Any) -> bool:
+    """Return whether an array, or one that it is a view of, can be written to."""
+    while _is_array(array):
+        if array.flags.writeable:
+            return True
+        array = array.base
+    return False
+
+
+class Watch:
+    """Copies of some arrays, to see whether these still hold the same bytes.
+
+    Comparing reads each number twice, which costs a tenth of packing. A digest would read half as
+    much, and miss a change once in a while.
+    """
+
+    def __init__(self, arrays: list[NDArray]):
+        self._pairs = [(array, array.copy(order="K")) for array in arrays]
+        places = [(a.ctypes.data, b.ctypes.data, a.nbytes // 2) for a, b in self._pairs]
+        self._places = np.array(places, np.int64)
+
+    def unchanged(self) -> bool:
+        """Return whether every array is what it was, to the bit."""
+        return _equal(self._places, _HALF_WORDS)
+
+
+_HALF_WORDS = np.empty(0, np.uint16)
+"""All dtypes of parameters are made of these."""
+
+
+@kernel
+def _equal(places, like):
+    """Compare pairs of arrays: ``places`` (n, 3) has two addresses and a number of elements."""
+    for i in range(len(places)):
+        now, then = pointer(places[i, 0], like), pointer(places[i, 1], like)
+        same = True
+        for j in range(places[i, 2]):
+            same &= now[j] == then[j]
+        if not same:
+            return False
+    return True

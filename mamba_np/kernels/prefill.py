@@ -4,6 +4,7 @@ A chunk of tokens of all texts goes through all blocks before the next chunk beg
 does not grow with the prompt. Every rank runs the same functions and does its share of each part.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,18 @@ class Chunk:
         low, high = member.share(len(self.residual))
         self.residual[low:high] += self.out[low:high]
 
-    def mix(self, member: Any, layer: PackedLayer, windows: NDArray, states: NDArray) -> None:
-        """Make ``out`` from ``normed``: a mixer. Advances (B, K, E) and (B, N, E) in place."""
+    def mix(
+        self,
+        member: Any,
+        layer: PackedLayer,
+        windows: NDArray,
+        states: NDArray,
+        look: Callable[[], Any] | None = None,
+    ) -> None:
+        """Make ``out`` from ``normed``: a mixer. Advances (B, K, E) and (B, N, E) in place.
+
+        Each rank calls ``look`` when all is ready for the scan, which writes over ``x``.
+        """
         s = self.sizes
         groups = len(self.steps) * (s.E_pad // WIDTH)
         member.barrier()
@@ -74,6 +85,9 @@ class Chunk:
         member.barrier()
         product(member, self.mixed[:, : s.R], layer.dt_proj, 0, self.delta[:, : s.E])
         member.barrier()
+        if look is not None:
+            look()
+            member.barrier()
         self._scan(layer, states, items)
         member.barrier()
         low, high = product(member, self.x[:, : s.E], layer.out_proj, 0, self.out[:, : s.D])

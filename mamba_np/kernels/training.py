@@ -16,7 +16,7 @@ from .. import derivatives as d
 from .. import equations as eq
 from ..config import MambaConfig
 from ..params import Layer, Params
-from ..reference import IGNORED_LABEL
+from ..reference import IGNORED_LABEL, fixed_rows
 from ..threads import Member, run_team
 from .cpu import team_size
 from .lanes import WIDTH
@@ -31,7 +31,7 @@ from .rows_backward import (
     predict_rows,
 )
 from .scan import STEPS, Channels, Sequence, selective_scan
-from .scan_backward import ScanGradients, scan_backward
+from .scan_backward import GATED, ScanGradients, scan_backward
 
 
 class Kept:
@@ -81,6 +81,7 @@ class Way:
         self.d_delta = aligned((tokens, s.E_pad))
         self.d_mixed = aligned((ranks, tokens, s.M_pad))
         self.steps = np.full(texts, length, np.int64)
+        self.fixed = fixed_rows(s.R, s.N, config.selective)
         self.groups = texts * (s.E_pad // WIDTH)
 
     # --- forward ---------------------------------------------------------------------------------
@@ -116,6 +117,11 @@ class Way:
         member.barrier()
         product(member, k.x[:, : s.E], layer.x_proj, 0, k.mixed[:, : s.R + 2 * s.N])
         member.barrier()
+        if self.fixed:
+            mine = slice(*member.share(self.tokens))
+            for rows in self.fixed:
+                k.mixed[mine, rows] = layer.x_proj.values[rows].sum(axis=1)
+            member.barrier()
         product(member, k.mixed[:, : s.R], layer.dt_proj, 0, k.delta[:, : s.E])
         member.barrier()
         states = np.zeros((self.texts, s.N, s.E), np.float32)
@@ -177,7 +183,7 @@ class Way:
         flat, d_z = mixed.reshape(-1), self.d_inputs.reshape(-1)[s.E_pad :]
         B, C = flat[s.R :], flat[s.R + s.N :]
         g = ScanGradients(self.d_x, self.d_delta, d_z, B, C, own.A, own.D)
-        scan_backward(sequence, channels, k.starts, self.d_gated, g, self.length, items)
+        scan_backward(sequence, channels, GATED, k.starts, self.d_gated, g, self.length, items)
 
     def _select_back(self, member: Member, layer: PackedLayer, k: Kept, g: Layer) -> None:
         s, here = self.sizes, slice(*member.share(self.tokens))
@@ -188,6 +194,14 @@ class Way:
             mixed[here] += other[here]
         np.matmul(d_delta[here], layer.dt_proj.values, out=mixed[here, : s.R])
         mixed = mixed[:, : s.R + 2 * s.N]
+        if self.fixed:
+            member.barrier()
+            if member.rank == 0:  # models to study are small: one rank will do
+                d_x, g.x_proj[:] = backward.d_projected(
+                    mixed[None], k.x[None, :, : s.E], layer.x_proj.values, self.fixed
+                )
+                self.d_x[:, : s.E] += d_x[0]
+            return
         self.d_x[here, : s.E] += mixed[here] @ layer.x_proj.values
         member.barrier()
         _d_weight(member, mixed, k.x[:, : s.E], g.x_proj)
@@ -268,16 +282,17 @@ def loss_and_gradients(
     return loss, Params(d_embeddings, layers, _sum(norm_f)[: s.D], d_head)
 
 
-_kept = threading.local()
+between_steps = threading.local()
+"""Arrays of a step that a thread keeps for its next one; see ``gradients.forget_arrays``."""
 
 
 def _way(p: Packed, config: MambaConfig, texts: int, length: int, ranks: int) -> Way:
     """Return the arrays of a step: the same ones as last time, if they still fit."""
-    key = (p.sizes, texts, length, ranks)
-    if getattr(_kept, "key", None) != key:
-        _kept.key = _kept.way = None
-        _kept.key, _kept.way = key, Way(p, config, texts, length, ranks)
-    way = _kept.way
+    key = (p.sizes, texts, length, ranks, config.selective)
+    if getattr(between_steps, "key", None) != key:
+        between_steps.key = between_steps.way = None
+        between_steps.key, between_steps.way = key, Way(p, config, texts, length, ranks)
+    way = between_steps.way
     way.p, way.eps = p, np.float32(config.layer_norm_epsilon)
     for array in (way.out, way.d_normed, way.d_residual):
         array[:] = 0

@@ -82,7 +82,8 @@ class LoraConfig:
         for name in ("use_rslora", "fan_in_fan_out", "inference_mode"):
             setattr(self, name, flag(name, getattr(self, name)))
         if self.task_type is not None:
-            self.task_type = str(choice("task_type", self.task_type, ("CAUSAL_LM",)))
+            kind = getattr(self.task_type, "value", self.task_type)  # PEFT has an enumeration
+            self.task_type = choice("task_type", kind, ("CAUSAL_LM",))
         if not isinstance(self.init_lora_weights, bool) and self.init_lora_weights != "gaussian":
             raise ConfigError(
                 "init_lora_weights: expected true, false or 'gaussian', "

@@ -17,12 +17,18 @@ from numpy.typing import NDArray
 from ..checkpoint import safetensors_file, torch_zip
 from ..checkpoint.tensors import STORED, TensorInfo, TensorReader
 from ..config import MambaConfig
-from ..errors import CheckpointError, ConfigError, FileMissingError, NonFiniteError
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    FileMissingError,
+    NonFiniteError,
+    UnsupportedModelError,
+)
 from ..files import json_text, make_folder, own_file, replacing
 from ..hub import HubOptions, locate, pinned
 from ..pretrained import PretrainedModel
 from .config import ADAPTER_CONFIG, LoraConfig
-from .targets import PREFIX, Arrays, Target, find_targets
+from .targets import INERT, PREFIX, REFUSED, Arrays, Target, find_targets
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
@@ -56,8 +62,9 @@ def read_adapter(folder: Path, model: PretrainedModel) -> Adapter:
     """Return the adapter of a folder for a model, its arrays in the dtype that it computes in.
 
     Raises FileMissingError, ConfigError for what cannot be adapted, CheckpointError naming the
-    tensor that is missing, unknown, misshapen or of another dtype, NonFiniteError for NaN and
-    infinity, UnsafeFileError for a link that leads out of the folder.
+    tensor that is missing, unknown, misshapen or of another dtype, UnsupportedModelError for a
+    dt_proj that is changed, NonFiniteError for NaN and infinity, UnsafeFileError for a link that
+    leads out of the folder.
     """
     path = own_file(folder, ADAPTER_CONFIG)
     lora = LoraConfig.from_file(path)
@@ -75,9 +82,15 @@ def read_adapter(folder: Path, model: PretrainedModel) -> Adapter:
     reader = TensorReader()
     for name in copies.keys() & tensors.keys():
         _check_copy(reader, tensors[name], copies[name].matrix(model.params))
-    return Adapter(
-        lora, targets, {n: _read(reader, tensors[n], model.compute_dtype) for n in expected}
-    )
+    arrays = {name: _read(reader, tensors[name], model.compute_dtype) for name in expected}
+    for target in targets:
+        if target.field == INERT and all(arrays[name].any() for name in target.names):
+            raise UnsupportedModelError(
+                f"{tensors[target.names[1]]}: expected zeros, found other numbers: "
+                f"{REFUSED[INERT]}, but they count once PEFT has merged them; merge them there to "
+                "have them"
+            )
+    return Adapter(lora, targets, arrays)
 
 
 def _stored(folder: Path) -> dict[str, TensorInfo]:

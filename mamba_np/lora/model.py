@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from ..checks import shown
 from ..config import MambaConfig
-from ..errors import InputError, NonFiniteError
+from ..errors import ConfigError, InputError, NonFiniteError
 from ..generation import GenerateOutput, GenerationConfig, TokenStream
 from ..hub import split_hub_options
 from ..int8 import refuse
 from ..model import MambaForCausalLM
 from ..outputs import MambaCausalLMOutput
 from ..params import Params, map_arrays
-from .config import LoraConfig
+from .config import ALL_LINEAR, LoraConfig
 from .files import locate_adapter, read_adapter, save_adapter
-from .targets import Arrays, Target, check_names, find_targets
+from .targets import INERT, LINEAR, REFUSED, Arrays, Target, check_names, find_targets
 
 TIED_MERGE = (
     "merge_and_unload: the adapter of the embeddings changes the lookup of tokens only, but the "
@@ -88,6 +88,9 @@ class PeftModel:
         _check_model(model)
         folder = locate_adapter(name_or_path, hub_options)
         adapter = read_adapter(folder, model)
+        inert = next((t.module for t in adapter.targets if t.field == INERT), None)
+        if is_trainable and inert is not None:
+            raise ConfigError(f"is_trainable: expected False for {inert}: {REFUSED[INERT]}")
         config = _changed(adapter.config, inference_mode=not is_trainable)
         return cls(model, config, adapter.targets, adapter.arrays)
 
@@ -265,6 +268,8 @@ def get_peft_model(
     arrays: Arrays = {}
     for target in targets:
         arrays |= target.initial(generator, model.compute_dtype, scheme)
+    if peft_config.target_modules == ALL_LINEAR:  # PEFT would take dt_proj for one of them
+        peft_config = _changed(peft_config, target_modules=list(LINEAR))
     if peft_config.base_model_name_or_path is None and model._loaded is not None:
         peft_config = _changed(peft_config, base_model_name_or_path=model._loaded[1].name_or_path)
     return PeftModel(model, peft_config, targets, arrays)

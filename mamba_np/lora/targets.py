@@ -27,8 +27,14 @@ LINEAR = ("in_proj", "x_proj", "out_proj")
 ADAPTED = (EMBEDDING, *LINEAR, "lm_head")
 """The fields of ``params`` that can be adapted."""
 
+INERT = "dt_proj"
+"""What only a file may have an adapter of, and only one that changes nothing.
+
+PEFT's "all-linear" takes dt_proj in, but transformers 5, and 4 on a GPU, use its weight without
+calling it: adapters of it neither learn nor count there, until PEFT merges them.
+"""
 REFUSED = {
-    "dt_proj": "transformers 5 uses its weight without calling it: adapters of it do nothing there",
+    INERT: "transformers uses its weight without calling it: adapters of it do nothing there",
     "conv": "a convolution of single channels is no matrix",
     "norm": "a norm is no matrix",
     "norm_f": "a norm is no matrix",
@@ -114,8 +120,8 @@ def find_targets(
     """Return the matrices that an adapter of ``lora`` changes in a model of ``config``.
 
     ``found`` are the modules that a file has tensors for: they stand in for a regular expression,
-    since one that comes with a file is never run. Raises ConfigError for a module that cannot be
-    adapted, saying why, and if there is nothing to adapt.
+    since one that comes with a file is never run, and may have one that is ``INERT``. Raises
+    ConfigError for a module that cannot be adapted, saying why, and if there is nothing to adapt.
     """
     if lora.target_modules is None:
         raise ConfigError("target_modules: expected the names of modules, found None")
@@ -124,7 +130,7 @@ def find_targets(
         if not _chosen(lora, module, field, found):
             continue
         reason = TIED if field == "lm_head" and config.tie_word_embeddings else REFUSED.get(field)
-        if reason is not None:
+        if reason is not None and not (field == INERT and found is not None):
             raise ConfigError(f"target_modules: {module}: cannot be adapted: {reason}")
         outputs, inputs = shapes(config, MODEL if layer is None else LAYER)[field]
         if field == EMBEDDING:

@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from ..checks import SIZE_LIMIT, choice, flag, integer, number, shown
 from ..config import with_field_signature
@@ -99,13 +99,17 @@ class TrainingArguments:
 
     ``logging_strategy``, ``eval_strategy`` and ``save_strategy`` are "no", "steps" or "epoch".
     Checkpoints are folders of ``output_dir``, of which the newest ``save_total_limit`` stay;
-    ``overwrite_output_dir`` removes those of an earlier run. ``disable_tqdm`` None shows a bar
-    where stderr is a terminal.
+    ``overwrite_output_dir`` removes those of an earlier run. On stderr, a terminal shows a bar and
+    what is logged, anything else lines; with ``disable_tqdm`` there are only lines of what is
+    logged.
 
     Arguments of transformers that mean nothing here (``NEUTRAL``, ``OFF``) are accepted at values
     that ask for nothing. Raises ConfigError naming the argument for any other, and for values that
-    cannot be used; TypeError for a name that transformers does not have either.
+    cannot be used; TypeError for a name that is not known there either.
     """
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL
+    off: ClassVar[tuple[str, ...]] = OFF
 
     output_dir: str | os.PathLike[str] | None = None
     per_device_train_batch_size: int = 8
@@ -152,18 +156,18 @@ class TrainingArguments:
 
     def _refuse(self, name: str, value: Any) -> None:
         """Raise for an argument that this class does not have, unless it asks for nothing."""
-        if name in NEUTRAL:
-            taken, value = NEUTRAL[name], _plain(value)
+        if name in self.neutral:
+            taken, value = self.neutral[name], _plain(value)
             if taken and not any(type(value) is type(one) and value == one for one in taken):
                 expected = " or ".join(map(repr, taken))
                 raise ConfigError(f"{name}: expected {expected}, found {shown(value)}")
             return
-        if name not in OFF:
+        if name not in self.off:
             raise TypeError(f"{type(self).__name__}() got an unexpected argument {name!r}")
         if value:
             raise ConfigError(
-                f"{name}: expected None, false, 0 or nothing (this option of transformers is not "
-                f"supported), found {shown(value)}"
+                f"{name}: expected None, false, 0 or nothing (this option is not supported), "
+                f"found {shown(value)}"
             )
 
     def validate(self) -> None:

@@ -1,8 +1,9 @@
-"""What watches a run: its progress, callbacks with transformers' events, a bar, Ctrl-C."""
+"""What watches a run: its progress, callbacks with transformers' events, a display, Ctrl-C."""
 
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Progress:
     """Each log: loss, grad_norm, learning_rate, epoch and step, or an evaluation's values."""
 
 
-@dataclass
+@dataclass(slots=True)  # so that asking for something else is an error
 class TrainerControl:
     """What a callback may ask for by setting it: it happens after the current step."""
 
@@ -34,6 +35,10 @@ class TrainerControl:
     should_log: bool = False
     should_evaluate: bool = False
     should_save: bool = False
+
+    def new_step(self) -> None:
+        """Forget what happens after a step, for the next one."""
+        self.should_log = self.should_evaluate = self.should_save = False
 
 
 class TrainerCallback:
@@ -46,6 +51,12 @@ class TrainerCallback:
 
     def on_train_begin(self, args: Any, state: Progress, control: TrainerControl, **options: Any):
         """Be told before the first step."""
+
+    def on_epoch_begin(self, args: Any, state: Progress, control: TrainerControl, **options: Any):
+        """Be told before the first step of a pass, and where a run goes on within one."""
+
+    def on_step_begin(self, args: Any, state: Progress, control: TrainerControl, **options: Any):
+        """Be told before each update."""
 
     def on_epoch_end(self, args: Any, state: Progress, control: TrainerControl, **options: Any):
         """Be told when all rows have been seen once more."""
@@ -66,36 +77,55 @@ class TrainerCallback:
         """Be told after the last step."""
 
 
-class ProgressBar:
-    """A bar on stderr with the loss and the speed; nothing unless stderr is a terminal."""
+TICK = 30.0
+"""Seconds of silence after which a line says where a run is, if there is no bar to show it."""
 
-    def __init__(self, hidden: bool | None, total: int, done: int):
+
+class Display:
+    """Shows a run on stderr: a bar with loss and speed on a terminal, lines everywhere else.
+
+    Lines, which notebooks and log files keep, tell what is logged, and after every ``TICK`` seconds
+    without a log where the run is. With ``plain``, transformers' ``disable_tqdm``, there is nothing
+    but lines of what is logged.
+    """
+
+    def __init__(self, plain: bool | None, total: int, done: int):
+        self._plain, self._total, self._done, self._tokens = plain, total, done, 0
+        self._started = self._written = time.monotonic()
         self._bar = None
-        self._tokens = 0
-        if hidden or not sys.stderr.isatty():
-            return
-        from tqdm import tqdm
+        if not plain and sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm
 
-        self._bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr)
+            self._bar = tqdm(total=total, initial=done, unit="step", file=sys.stderr)
 
     def step(self, loss: float, tokens: int) -> None:
         """Show one more step."""
-        if self._bar is None:
-            return
-        self._tokens += tokens
-        speed = self._tokens / max(self._bar.format_dict["elapsed"], 1e-9)
-        self._bar.set_postfix_str(f"loss {loss:.4g}, {speed:,.0f} tokens/s", refresh=False)
-        self._bar.update()
+        now = time.monotonic()
+        self._done, self._tokens = self._done + 1, self._tokens + tokens
+        speed = self._tokens / max(now - self._started, 1e-9)
+        text = f"loss {loss:.4g}, {speed:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update()
+        elif not self._plain and now - self._written >= TICK:
+            self._print(f"step {self._done} of {self._total}, {text}")
 
     def write(self, logs: dict[str, Any]) -> None:
-        """Show what was logged above the bar."""
+        """Show what was logged: above the bar, if there is one."""
         if self._bar is not None:
             self._bar.write(one_line(logs), file=sys.stderr)
+        else:
+            self._print(one_line(logs))
 
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+
+    def _print(self, line: str) -> None:
+        self._written = time.monotonic()
+        if sys.stderr is not None:  # closed, or a program without a console
+            print(line, file=sys.stderr, flush=True)
 
 
 def one_line(logs: dict[str, Any]) -> str:

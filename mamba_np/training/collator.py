@@ -5,7 +5,7 @@ from typing import Any
 
 from ..checks import shown
 from ..errors import InputError
-from .data import Batch, Row, collate, given_row
+from .data import Batch, collate, given_row
 
 
 class DataCollatorForLanguageModeling:
@@ -13,7 +13,7 @@ class DataCollatorForLanguageModeling:
 
     Rows are filled at their right with ``tokenizer.pad_token_id``, which nobody reads; labels are
     -100 there. Raises InputError for ``mlm=True``: a model that reads forward predicts the next
-    token.
+    token. A call raises it for an example without ids, or with others than fit together.
     """
 
     def __init__(self, tokenizer: Any = None, mlm: bool = False):
@@ -23,6 +23,8 @@ class DataCollatorForLanguageModeling:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> Batch:
         """Return ``input_ids``, ``labels`` and, if rows were filled, ``attention_mask``: (B, L)."""
+        for i, one in enumerate(features):
+            if "input_ids" not in one:
+                raise InputError(f"features[{i}]: expected input_ids, found {shown(one)}")
         rows = [given_row(f"features[{i}]", dict(one)) for i, one in enumerate(features)]
-        pad = getattr(self.tokenizer, "pad_token_id", None)
-        return collate([Row(*row) for row in rows], pad or 0)
+        return collate(rows, getattr(self.tokenizer, "pad_token_id", None) or 0)

@@ -49,9 +49,9 @@ class DataOptions:
     Rows have at most ``max_length`` tokens (None: any number). ``packing`` joins all examples,
     with the eos token between them, and cuts them into rows of that length; otherwise each example
     is a row, cut where it is too long. ``text_field`` is the key of the text.
-    ``completion_only_loss`` predicts completions and not prompts; None: where there are prompts.
-    ``formatting_func`` makes the text of an example from all of it. Raises InputError for values
-    that cannot be used.
+    ``completion_only_loss`` predicts completions and not prompts, which ids have a
+    ``completion_mask`` for; None: where there are prompts. ``formatting_func`` makes the text of an
+    example from all of it. Raises InputError for values that cannot be used.
     """
 
     max_length: int | None = MAX_LENGTH
@@ -72,6 +72,11 @@ class DataOptions:
             raise InputError(
                 "formatting_func: expected a function from an example to a text, "
                 f"found {shown(self.formatting_func)}"
+            )
+        if self.completion_only_loss and self.formatting_func is not None:
+            raise InputError(
+                "completion_only_loss: expected false with formatting_func, which makes one text "
+                "of prompt and completion, found true"
             )
 
 
@@ -98,6 +103,9 @@ def load_data(
     options = options or DataOptions()
     path = find_file(source, split) if isinstance(source, (str, os.PathLike)) else None
     if path is not None and path.suffix == TEXT:
+        for option in ("completion_only_loss", "formatting_func"):
+            if getattr(options, option):
+                raise InputError(f"{option}: expected data of examples, found the text {path}")
         rows = _stream_rows(read_text(path), _needed(tokenizer, str(path)), options)
         packed = True
     else:
@@ -158,7 +166,8 @@ def _piece(where: str, example: dict[str, Any], options: DataOptions) -> _Piece:
     if options.formatting_func is not None:
         return _Piece(where, _text(where, "formatting_func", options.formatting_func(example)))
     if "input_ids" in example:
-        return _Piece(where, row=given_row(where, example))
+        whole = options.completion_only_loss is False
+        return _Piece(where, row=given_row(where, example, whole=whole))
     if "prompt" in example and "completion" in example:
         prompt, completion = (_text(where, k, example[k]) for k in ("prompt", "completion"))
         ignored = len(prompt) if options.completion_only_loss is not False else 0
@@ -183,18 +192,24 @@ def _text(where: str, key: str, value: Any) -> str:
     return value
 
 
-def given_row(where: str, example: dict[str, Any]) -> Row:
-    """Return the row of ids that somebody else has made; masked ones are absent."""
+def given_row(where: str, example: dict[str, Any], *, whole: bool = False) -> Row:
+    """Return the row of ids that somebody else has made; masked ones are absent.
+
+    A prompt, where ``completion_mask`` is 0, is not predicted, unless the ``whole`` is to be.
+    """
     ids = _integers(where, "input_ids", example["input_ids"], 0)
     given = example.get("labels")
     labels = ids if given is None else _integers(where, "labels", given, IGNORED_LABEL)
     mask = example.get("attention_mask")
     kept = np.ones_like(ids) if mask is None else _integers(where, "attention_mask", mask, 0)
-    for key, array in (("labels", labels), ("attention_mask", kept)):
+    mask = None if whole else example.get("completion_mask")
+    own = np.ones_like(ids) if mask is None else _integers(where, "completion_mask", mask, 0)
+    for key, array in (("labels", labels), ("attention_mask", kept), ("completion_mask", own)):
         if len(array) != len(ids):
             raise InputError(
                 f"{where}: {key}: expected as many as input_ids, {len(ids)}, found {len(array)}"
             )
+    labels = np.where(own != 0, labels, IGNORED_LABEL)
     return Row(ids[kept != 0].astype(np.int32), labels[kept != 0])
 
 

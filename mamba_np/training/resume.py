@@ -1,8 +1,10 @@
 """What a Trainer adds to a checkpoint, and how it goes on from one."""
 
+import hashlib
 import os
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ..lora import PeftModel
 from ..model import MambaForCausalLM
 from . import folders
 from .arguments import TrainingArguments
+from .data import Row
 from .optimiser import AdamW
 from .state import TrainerState, _checkpoints, latest_checkpoint, load_training
 from .steps import StepResult
@@ -63,15 +66,32 @@ class Losses:
         return {name: value for name, value in vars(self).items() if not name.startswith("new_")}
 
 
+@dataclass(frozen=True)
+class Data:
+    """What tells whether a run goes on with the data that it began with."""
+
+    rows: int
+    sha256: str
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Data":
+        """Take in all ids and labels (L,) of the rows, in their order."""
+        digest = hashlib.sha256()
+        for ids, labels in rows:
+            digest.update(ids.astype("<i4").tobytes())
+            digest.update(labels.astype("<i8").tobytes())
+        return cls(len(rows), digest.hexdigest())
+
+
 @dataclass
 class Saved:
-    """A model in a checkpoint: with its tokenizer, the arguments and the sums beside it."""
+    """A model in a checkpoint: its tokenizer, the arguments, the sums and the data's digest too."""
 
     model: Any
     processing_class: Any
     args: TrainingArguments
     losses: Losses
-    rows: int
+    data: Data
 
     def state_dict(self) -> dict[str, NDArray]:
         """Return the arrays that may be trained."""
@@ -82,8 +102,8 @@ class Saved:
         self.model.save_pretrained(folder)
         if hasattr(self.processing_class, "save_pretrained"):
             self.processing_class.save_pretrained(folder)
-        record = {"arguments": self.args.to_dict(), "losses": self.losses.kept(), "rows": self.rows}
-        write_json(folder / RECORD, record)
+        record = {"arguments": self.args.to_dict(), "losses": self.losses.kept()}
+        write_json(folder / RECORD, record | asdict(self.data))
 
 
 def find(wanted: str | os.PathLike[str] | bool | None, output_dir: Any) -> Path | None:
@@ -101,25 +121,27 @@ def find(wanted: str | os.PathLike[str] | bool | None, output_dir: Any) -> Path 
     return path
 
 
-def make_way(args: TrainingArguments) -> None:
-    """See to it that no checkpoint of another run is in a new run's way.
+def make_way(args: TrainingArguments, step: int | None = None) -> None:
+    """See to it that no checkpoint is in the way of a new run, or of one that goes on at ``step``.
 
     Raises CheckpointError naming one, unless ``overwrite_output_dir`` lets them be removed.
     """
     folder = Path(str(args.output_dir))
     found = _checkpoints(folder) if args.save_strategy != "no" and folder.is_dir() else []
+    if step is not None:  # damaged ones are written anew
+        found = [(at, path) for at, path in found if at > step and folders.is_sound(path)]
     for _, path in found:
         if not args.overwrite_output_dir:
             raise CheckpointError(
                 f"{path}: expected no checkpoint of an earlier run in output_dir; pass "
-                "resume_from_checkpoint=True to go on from it, overwrite_output_dir=True to "
-                "remove it, or another output_dir"
+                "resume_from_checkpoint=True to go on from the latest, overwrite_output_dir=True "
+                "to remove them, or another output_dir"
             )
         folders.discard(path)
 
 
 def restore(
-    path: Path, model: Any, optimiser: AdamW, args: TrainingArguments, rows: int
+    path: Path, model: Any, optimiser: AdamW, args: TrainingArguments, data: Data
 ) -> tuple[TrainerState, Losses]:
     """Bring a model and its optimiser to where a checkpoint is; return the rest of it.
 
@@ -131,16 +153,19 @@ def restore(
     record = read_json_object(path / RECORD, CheckpointError)
     try:
         before, losses = dict(record["arguments"]), Losses(**record["losses"])
-        found = record["rows"]
+        found = Data(record["rows"], record.get("sha256", data.sha256))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path / RECORD}: expected what a Trainer writes: {error}") from None
-    if found != rows:
+    if found != data:
+        other = f"{data.rows}" if found.rows != data.rows else "others"
         raise InputError(
-            f"train_dataset: expected the {shown(found)} rows of the run in {path}, found {rows}"
+            f"train_dataset: expected the {shown(found.rows)} rows of the run in {path}, "
+            f"found {other}"
         )
     weights = _weights(path, model)
     for name, array in optimiser.parameters.items():
         _check(path, name, array, weights.get(name))
+    make_way(args, loaded.step)
     _warn(path, before, args.to_dict())
     for name, array in optimiser.parameters.items():
         array[...] = weights[name]
@@ -151,7 +176,14 @@ def restore(
 
 def _weights(path: Path, model: Any) -> dict[str, NDArray]:
     if isinstance(model, PeftModel):
-        return PeftModel.from_pretrained(model.base_model, path).state_dict()
+        loaded = PeftModel.from_pretrained(model.base_model, path)
+        wrong = next((t for t in loaded.targets if t not in model.targets), None)
+        if wrong is not None:
+            raise CheckpointError(
+                f"{path}: expected the run's adapter, found one that changes {wrong.module} "
+                f"with rank {wrong.rank} and a scaling of {wrong.scaling:g}"
+            )
+        return loaded.state_dict()
     return MambaForCausalLM.from_pretrained(path, dtype="auto").state_dict()
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from numpy.typing import NDArray
 
 from .optimiser import AdamW
-from .resume import Losses
+from .resume import Data, Losses
 from .schedule import Schedule
 from .state import TrainerState
 
@@ -28,6 +28,7 @@ class Run:
     schedule: Schedule
     state: TrainerState
     losses: Losses
+    data: Data
     order: NDArray | None = None
     """The order of the current epoch, once it is needed."""
     rows_seen: int = 0

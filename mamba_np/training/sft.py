@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from ..auto import AutoModelForCausalLM
 from ..checks import shown
@@ -14,11 +14,25 @@ from .arguments import TrainingArguments
 from .data import MAX_LENGTH, DataOptions
 from .trainer import Trainer
 
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "dataset_num_proc": (),
+    "eval_packing": (None,),
+    "loss_type": ("nll", "chunked_nll", None),
+    "pad_to_multiple_of": (),
+    "shuffle_dataset": (True, False),
+    "truncation_mode": ("keep_start",),
+}
+_OFF = (
+    *("activation_offloading", "assistant_only_loss", "chat_template_path", "dataset_kwargs"),
+    *("eos_token", "model_init_kwargs", "pad_token", "padding_free"),
+)
+"""TRL's arguments, as ``arguments.NEUTRAL`` and ``arguments.OFF`` have those of transformers."""
+
 
 @with_field_signature
 @dataclass(eq=False)
 class SFTConfig(TrainingArguments):
-    """TrainingArguments, and how texts become rows, with TRL's names.
+    """TrainingArguments, and how texts become rows, with TRL's names and defaults.
 
     Rows have at most ``max_length`` tokens (``max_seq_length`` is its old name; None: any number).
     ``packing`` fills them with several texts and cuts what does not fit
@@ -27,6 +41,11 @@ class SFTConfig(TrainingArguments):
     of texts. Raises as TrainingArguments.
     """
 
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = TrainingArguments.neutral | _NEUTRAL
+    off: ClassVar[tuple[str, ...]] = (*TrainingArguments.off, *_OFF)
+
+    learning_rate: float = 2e-5
+    logging_steps: int = 10
     dataset_text_field: str = "text"
     max_length: int | None = MAX_LENGTH
     packing: bool = False

@@ -27,6 +27,8 @@ EXPECTED = (
     " (dataset_text_field names another key than text)"
 )
 
+A_LINE = "expected a JSON object on each line"
+
 
 def find_file(path: str | os.PathLike[str], split: str) -> Path:
     """Return the file with a split ("train", "valid") of the data at a path: it or one inside it.
@@ -92,7 +94,7 @@ def read_json_lines(path: Path) -> Iterator[Example]:
             if isinstance(value, dict):
                 yield where, value
             elif value is not None or line.strip():
-                raise InputError(f"{where}: expected a JSON object, found {shown(value)}")
+                raise InputError(f"{where}: {A_LINE}, found {shown(value)}")
 
 
 def _parsed(line: bytes, where: str) -> Any:
@@ -104,9 +106,7 @@ def _parsed(line: bytes, where: str) -> Any:
     except RecursionError:
         raise InputError(f"{where}: expected plain JSON, found nesting that is too deep") from None
     except ValueError as error:
-        raise InputError(
-            f"{where}: expected a JSON object, found a syntax error: {error}"
-        ) from None
+        raise InputError(f"{where}: {A_LINE}, found a syntax error: {error}") from None
 
 
 def read_text(path: Path) -> Iterator[str]:

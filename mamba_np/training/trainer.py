@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from ..checks import shown
 from ..errors import ConfigError, InputError
 from ..files import make_folder
-from ..gradients import loss_and_gradients
+from ..gradients import forget_arrays, loss_and_gradients
 from ..lora import PeftModel, lora_loss_and_gradients
 from ..model import MambaForCausalLM
 from . import resume
 from .arguments import TrainingArguments
-from .callbacks import Progress, ProgressBar, TrainerControl, interrupts_held
+from .callbacks import Display, Progress, TrainerControl, interrupts_held
 from .data import Batch, DataOptions, Row, collate, epoch_order, load_data
 from .evaluation import mean_loss
 from .optimiser import AdamW
@@ -38,10 +38,10 @@ class Trainer:
     dicts, see ``data.load_data``, and are read as a whole; of a folder that is named for training,
     the file valid.jsonl or valid.txt is for evaluation. ``processing_class`` (once ``tokenizer``)
     makes ids of texts, and is saved beside the model. ``data_collator`` may make other batches of
-    dicts with ``input_ids`` and ``labels``. ``callbacks`` are TrainerCallbacks.
+    dicts with ``input_ids`` and ``labels``. ``callbacks`` are TrainerCallbacks, or classes of them.
 
-    ``state.log_history`` holds what was logged. ``eval_loss`` is the mean over all predicted tokens
-    (transformers': over batches).
+    ``state.log_history`` holds what was logged, and stderr shows it. ``eval_loss`` is the mean over
+    all predicted tokens (transformers': over batches).
 
     Raises InputError and ConfigError naming the argument or the place in the data that cannot be
     used.
@@ -68,7 +68,9 @@ class Trainer:
             raise InputError(f"args: expected TrainingArguments, found {shown(args)}")
         self.processing_class = tokenizer if processing_class is None else processing_class
         self.data_collator = data_collator
-        self.callbacks = list(callbacks or ())
+        self.callbacks = []
+        for callback in callbacks or ():
+            self.add_callback(callback)
         if eval_dataset is None and has_split(train_dataset, "valid"):
             eval_dataset = train_dataset
         self.train_rows = self._load(train_dataset, "train_dataset", "train")
@@ -79,6 +81,10 @@ class Trainer:
                 f"found {self.args.eval_strategy!r}"
             )
         self.state, self.control = Progress(), TrainerControl()
+
+    def add_callback(self, callback: Any) -> None:
+        """Let a TrainerCallback, or a new one of a class, be told of what happens from now on."""
+        self.callbacks.append(callback() if isinstance(callback, type) else callback)
 
     @property
     def tokenizer(self) -> Any:
@@ -134,20 +140,21 @@ class Trainer:
             resume_from_checkpoint = self.args.resume_from_checkpoint
         self.control = TrainerControl()
         run = self._begin(resume_from_checkpoint)
-        bar = ProgressBar(self.args.disable_tqdm, self.state.max_steps, self.state.global_step)
+        display = Display(self.args.disable_tqdm, self.state.max_steps, self.state.global_step)
         self._call("on_train_begin")
         try:
             with interrupts_held() as release:
                 if self.args.eval_on_start and not self.state.global_step:
-                    self.evaluate()
+                    display.write(self.evaluate())
                 while self.state.global_step < self.state.max_steps:
-                    self._step(run, bar)
+                    self._step(run, display)
                     release()
                     if self.control.should_training_stop:
                         break
         finally:
-            bar.close()
-        return self._end(run)
+            display.close()
+            forget_arrays()
+        return self._end(run, display)
 
     def _begin(self, checkpoint: str | os.PathLike[str] | bool | None) -> Run:
         """Return a new run, or the one that a checkpoint holds."""
@@ -165,12 +172,13 @@ class Trainer:
             args.adam_epsilon,
             args.weight_decay,
         )
-        run = Run(optimiser, schedule, TrainerState(seed=args.seed), resume.Losses())
+        data = resume.Data.of(self.train_rows)
+        run = Run(optimiser, schedule, TrainerState(seed=args.seed), resume.Losses(), data)
         path = resume.find(checkpoint, args.output_dir)
         if path is None:
             resume.make_way(args)
         else:
-            run.state, run.losses = resume.restore(path, self.model, optimiser, args, rows)
+            run.state, run.losses = resume.restore(path, self.model, optimiser, args, data)
         epochs = total / args.steps_per_epoch(rows)
         self.state = Progress(
             max_steps=total, num_train_epochs=epochs, log_history=run.state.log_history
@@ -195,7 +203,8 @@ class Trainer:
         self.state.epoch = run.state.epoch + batches / self.args.batches_per_epoch(rows)
         self.state.num_input_tokens_seen = run.losses.tokens
 
-    def _step(self, run: Run, bar: ProgressBar) -> None:
+    def _step(self, run: Run, display: Display) -> None:
+        self.control.new_step()
         rows, lr = self._next_rows(run), run.schedule(run.optimiser.step)
         result = training_step(
             self.model,
@@ -207,13 +216,15 @@ class Trainer:
         )
         run.losses.add(result)
         self._advance(run, len(rows))
-        bar.step(result.loss, result.tokens)
+        display.step(result.loss, result.tokens)
         self._call("on_step_end")
+        if run.order is None:
+            self._call("on_epoch_end")
         if self.control.should_log:
             values = {"loss": run.losses.take(), "grad_norm": result.grad_norm}
-            bar.write(self._log(values | {"learning_rate": lr}))
+            display.write(self._log(values | {"learning_rate": lr}))
         if self.control.should_evaluate:
-            bar.write(self.evaluate())
+            display.write(self.evaluate())
         if self.control.should_save:
             self._save(run)
             self._call("on_save")
@@ -223,10 +234,12 @@ class Trainer:
         return lora_loss_and_gradients if lora else loss_and_gradients
 
     def _next_rows(self, run: Run) -> list[Row]:
-        """Return the rows of the next update: fewer at the end of an epoch."""
+        """Return the rows of the update that begins: fewer at the end of an epoch."""
         assert self.train_rows is not None
         if run.order is None:
             run.order = epoch_order(len(self.train_rows), self.args.seed, run.state.epoch)
+            self._call("on_epoch_begin")
+        self._call("on_step_begin")
         start = run.state.data_position
         count = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return [self.train_rows[i] for i in run.order[start : start + count]]
@@ -241,16 +254,14 @@ class Trainer:
         self._show(run)
         args, step, control = self.args, self.state.global_step, self.control
         last = step >= self.state.max_steps
-        control.should_log = due(args.logging_strategy, args.logging_steps, step, ended)
+        control.should_log |= due(args.logging_strategy, args.logging_steps, step, ended)
         control.should_log |= args.logging_first_step and step == 1
         every = args.eval_steps or args.logging_steps
-        control.should_evaluate = due(args.eval_strategy, every, step, ended)
-        control.should_save = due(args.save_strategy, args.save_steps, step, ended)
+        control.should_evaluate |= due(args.eval_strategy, every, step, ended)
+        control.should_save |= due(args.save_strategy, args.save_steps, step, ended)
         control.should_save |= args.save_strategy == "steps" and last
-        if ended:
-            self._call("on_epoch_end")
 
-    def _end(self, run: Run) -> TrainOutput:
+    def _end(self, run: Run, display: Display) -> TrainOutput:
         seconds = time.perf_counter() - run.started
         loss = run.losses.mean()
         metrics = {
@@ -261,6 +272,7 @@ class Trainer:
             "train_loss": loss,
         }
         metrics = self._log(metrics)
+        display.write(metrics)
         self._call("on_train_end")
         metrics.pop("step")
         return TrainOutput(self.state.global_step, loss, metrics)
@@ -282,8 +294,7 @@ class Trainer:
                 method(self.args, self.state, self.control, **options)
 
     def _save(self, run: Run) -> None:
-        rows = len(self.train_rows or ())
-        saved = resume.Saved(self.model, self.processing_class, self.args, run.losses, rows)
+        saved = resume.Saved(self.model, self.processing_class, self.args, run.losses, run.data)
         limit = self.args.save_total_limit
         save_checkpoint(
             str(self.args.output_dir), saved, run.optimiser, run.state, save_total_limit=limit

@@ -1,0 +1,74 @@
+"""Show what selection is for: train small models with parts of it switched off.
+
+    python tools/selection.py copying
+    python tools/selection.py induction
+
+One line for each choice of what follows from the input (paper, table 7): nothing, as in the state
+space models before Mamba, only B, C or delta, or all three. Models, data and steps are otherwise
+the same; the task is selective copying (section 4.1.1) or induction heads (section 4.1.2), at
+lengths where an answer takes minutes.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from mamba_np import MambaConfig, MambaForCausalLM
+from mamba_np.training import AdamW, Schedule, training_step
+from mamba_np.training.tasks import Task, accuracy, induction_heads, selective_copying
+
+CHOICES = ((), ("B",), ("C",), ("delta",), ("delta", "B", "C"))
+WORDS, COPIED, LENGTH, BATCH, RATE, WARMUP = 16, 16, 128, 32, 2e-3, 200
+
+TASKS: dict[str, Callable[[np.random.Generator], Task]] = {
+    "copying": lambda rng: selective_copying(rng, BATCH, LENGTH, WORDS, COPIED),
+    "induction": lambda rng: induction_heads(rng, BATCH, LENGTH, WORDS),
+}
+
+
+def trained(selective: tuple[str, ...], task: str, steps: int, seed: int) -> MambaForCausalLM:
+    """Return a model of two layers of 64 after ``steps`` batches of fresh examples."""
+    config = MambaConfig(
+        vocab_size=WORDS,
+        hidden_size=64,
+        num_hidden_layers=2,
+        initializer_range=0.02,
+        rescale_prenorm_residual=True,
+        selective=selective,
+    )
+    model = MambaForCausalLM(config, rng=seed).make_writeable()
+    optimiser, rng = AdamW(model.state_dict()), np.random.default_rng(seed + 1)
+    rate = Schedule(RATE, steps, WARMUP, "cosine")
+    for step in range(steps):
+        ids, labels = TASKS[task](rng)
+        batch = {"input_ids": ids, "labels": labels}
+        training_step(model, optimiser, [batch], rate(step), max_grad_norm=1.0)
+    return model
+
+
+def right(model: MambaForCausalLM, task: str, seed: int, batches: int = 8) -> float:
+    """Return the share of right answers to examples that no model was trained on."""
+    rng = np.random.default_rng((seed, 2))
+    asked = [TASKS[task](rng) for _ in range(batches)]
+    return float(np.mean([accuracy(model(ids).logits, labels) for ids, labels in asked]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print("| follows from the input | right answers | seconds |\n|---|---|---|")
+    for selective in CHOICES:
+        start = time.perf_counter()
+        model = trained(selective, options.task, options.steps, options.seed)
+        share = right(model, options.task, options.seed)
+        seconds = time.perf_counter() - start
+        print(f"| {', '.join(selective) or 'nothing'} | {share:.1%} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
