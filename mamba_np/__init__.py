@@ -50,23 +50,27 @@ _MODULE_OF = {
     "MambaError": "errors",
 }
 _SUBMODULES = (
-    *("backend", "backward", "bundled", "derivatives", "equations", "errors"),
-    *("lora", "ops", "reference", "scoring", "training"),
+    *("analysis", "backend", "backward", "bundled", "derivatives", "equations", "errors"),
+    *("interventions", "lora", "ops", "plot", "reference", "report", "scoring", "training"),
 )
 
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # the same names for editors and type checkers
     from . import (
+        analysis,
         backend,
         backward,
         bundled,
         derivatives,
         equations,
         errors,
+        interventions,
         lora,
         ops,
+        plot,
         reference,
+        report,
         scoring,
         training,
     )

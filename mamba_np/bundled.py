@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from .checks import choice
 from .errors import InputError
 
 BUNDLED = ("stories", "induction_heads")
@@ -16,5 +15,6 @@ def bundled_model_path(name: str = BUNDLED[0]) -> Path:
     the paper's synthetic task (section 4.1.2) on 16 tokens, 66 thousand parameters. The folder can
     be passed wherever a model's name or folder is expected. Raises InputError for another name.
     """
-    choice("name", name, BUNDLED, error=InputError)
+    if name not in BUNDLED:
+        raise InputError(f"name: expected one of {', '.join(BUNDLED)}, found {name!r}")
     return Path(__file__).parent / "models" / name

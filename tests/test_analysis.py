@@ -179,6 +179,18 @@ def test_compiled_attention_of_any_size(length, channels, states, seed):
     close(absolute_attention(delta, A, B, C), expected, "float32")
 
 
+def test_compiled_attention_of_a_long_text():
+    """Its scratch is large: what is freed too early would be unmapped."""
+    from mamba_np.kernels.attention import absolute_attention
+
+    delta, A = np.full((2500, 1), 0.5, np.float32), np.full((1, 2), -0.25, np.float32)
+    B = np.ones((2500, 2), np.float32)
+    found = absolute_attention(delta, A, B, B)
+    distance = np.arange(2500)[:, None] - np.arange(2500)
+    expected = np.where(distance >= 0, np.exp(-0.125 * np.abs(distance)), 0)  # 2 states of 0.5
+    close(found, expected, "float32")
+
+
 @pytest.mark.parametrize("rule", ["zoh", "euler", "bilinear"])
 def test_attention_with_other_rules_gives_the_scans_output(rule):
     config = MambaConfig(**SMALL.to_dict() | {"discretisation": rule})

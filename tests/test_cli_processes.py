@@ -65,7 +65,7 @@ def test_ctrl_c_keeps_the_text_and_prints_stats():
     assert head.decode().startswith(PROMPT)
     assert rest.endswith(b"\n")
     stats = stderr.decode().strip()
-    assert re.fullmatch(r"prompt: 5 tokens, .* \| new: \d+ tokens, [^\n]*", stats)
+    assert re.fullmatch(r"prompt: 4 tokens, .* \| new: \d+ tokens, [^\n]*", stats)
     # It stood after the last character: the same tokens are there without interruption.
     count = int(re.search(r"new: (\d+) tokens", stats)[1])
     assert count < 100_000

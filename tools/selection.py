@@ -20,7 +20,7 @@ from mamba_np.training import AdamW, Schedule, training_step
 from mamba_np.training.tasks import Task, accuracy, induction_heads, selective_copying
 
 CHOICES = ((), ("B",), ("C",), ("delta",), ("delta", "B", "C"))
-WORDS, COPIED, LENGTH, BATCH, RATE, WARMUP = 16, 16, 128, 32, 2e-3, 200
+WORDS, COPIED, LENGTH, BATCH, RATE, WARMUP = 16, 4, 64, 32, 3e-3, 200
 
 TASKS: dict[str, Callable[[np.random.Generator], Task]] = {
     "copying": lambda rng: selective_copying(rng, BATCH, LENGTH, WORDS, COPIED),

@@ -18,7 +18,7 @@ def half_life(trace: Any, layer: int) -> NDArray:  # (L c N) float64
     """Return after how many further tokens at most half is left of what each token writes.
 
     The smallest k with exp(A (S_{t+k} - S_t)) <= 1/2, where S_t = delta_1 + ... + delta_t; inf
-    where the text ends before. Needs delta. Raises InputError as ``Trace.need`` does.
+    where the text ends before. Needs delta and B. Raises InputError as ``Trace.need`` does.
     """
     d = exponential(trace, layer)
     time = np.cumsum(d.delta, axis=0, dtype=np.float64)  # (L c)
@@ -34,7 +34,7 @@ def steady_half_life(trace: Any, layer: int) -> NDArray:  # (L c N)
     """Return the half-life in tokens if the step size stayed: ln 2 / (delta |A|).
 
     Not a whole number; 0.1 means that a token forgets all but 2**-10 of what was there before it.
-    Needs delta.
+    Needs delta and B.
     """
     d = exponential(trace, layer)
     return eq.half_life(d.delta[..., None], d.A)
@@ -42,7 +42,7 @@ def steady_half_life(trace: Any, layer: int) -> NDArray:  # (L c N)
 
 def survival(trace: Any, layer: int) -> NDArray:  # (c N)
     """Return which share of what the first token writes is left at the end: channels that are near
-    1 are global, near 0 local (LongMamba, arXiv:2504.16053). Needs delta.
+    1 are global, near 0 local (LongMamba, arXiv:2504.16053). Needs delta, B.
     """
     d = exponential(trace, layer)
     time = d.delta[1:].sum(axis=0, dtype=np.float64)

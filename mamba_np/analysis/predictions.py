@@ -39,9 +39,16 @@ def logit_lens(model: Any, trace: Any, k: int = 5) -> Lens:
         for start in range(0, x.shape[0], 64):  # scores of some tokens at a time
             now = slice(start, start + 64)
             p = eq.softmax(head(final[:, now], params.lm_head)[0])
-            ids[row, now] = np.argsort(-p, axis=-1, kind="stable")[:, :k]
-            probabilities[row, now] = np.take_along_axis(p, ids[row, now], axis=-1)
+            ids[row, now], probabilities[row, now] = _largest(p, k)
     return Lens(ids, probabilities)
+
+
+def _largest(p: NDArray, k: int) -> tuple[NDArray, NDArray]:  # (l V) -> (l k), (l k)
+    """Return the places of the k largest of each row, largest first, and what stands there."""
+    some = np.sort(np.argpartition(-p, k - 1, axis=-1)[:, :k], axis=-1)
+    found = np.take_along_axis(p, some, axis=-1)
+    order = np.argsort(-found, axis=-1, kind="stable")
+    return np.take_along_axis(some, order, axis=-1), np.take_along_axis(found, order, axis=-1)
 
 
 class Relevance(NamedTuple):

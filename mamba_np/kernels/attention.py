@@ -14,7 +14,7 @@ from ..threads import Member, run_team
 from . import vectorised  # noqa: F401  # equations, compiled for Lanes
 from .lanes import WIDTH, largest, spread, total
 from .linear import ZERO
-from .memory import at, data, first_aligned, load, put, store
+from .memory import at, first_aligned, load, put, store
 from .options import inline, kernel
 from .packing import aligned, groups_of_channels, padded
 
@@ -57,7 +57,7 @@ def sum_of_groups(delta, A_per_octave, B, C, found, groups):
     decays = first_aligned(room)
     impulses = decays + STEPS * N * WIDTH
     sums = impulses + L * N * WIDTH
-    scratch = (data(room), decays, impulses, sums)
+    scratch = (room, decays, impulses, sums)
     for group in range(groups[0], groups[1]):
         A, e = group * N * WIDTH, group * WIDTH
         for first in range(0, L, STEPS):

@@ -1,0 +1,106 @@
+"""What the model would say after each layer, and which tokens made it say so."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis import logit_lens as logit_lens_of
+from ..analysis import relevance as relevance_of
+from ..analysis.parts import position
+from ..errors import InputError
+from ..trace.tracer import texts_of, tokenizer_of
+from .figures import axes_of, bars_and_rest, colour_bar, library, width_for
+from .tokens import SIZE, layer_axis, readable, text_of, token_axis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes  # pyright: ignore[reportMissingImports]
+
+CELLS = 30
+"""Most tokens whose predictions are spelled out."""
+
+LETTERS = 8
+"""Of a token in its cell; what is longer ends with an ellipsis."""
+
+
+def logit_lens(
+    model: Any, trace: Any, *, ax: Any = None, positions: Iterable[int] | None = None,
+    tokenizer: Any = None, cmap: Any = "cividis",
+) -> "Axes":  # fmt: skip
+    """Show when the model knows: the likeliest next token after each layer, at each token.
+
+    A cell (n, L) names the token that the layer's residual would predict, were it the last, and its
+    colour is the probability. The top row of a whole trace is the model's own prediction; where the
+    same name begins, going up, the answer is found. ``positions`` chooses at most 30 tokens, which
+    is a must for longer texts. ``tokenizer`` names tokens, by default that of the model's files.
+    Needs residual; raises InputError without, and for too many positions.
+    """
+    length = len(trace)
+    wanted = list(range(length)) if positions is None else [position(i, length) for i in positions]
+    if not 0 < len(wanted) <= CELLS:
+        raise InputError(
+            f"positions: expected 1 to {CELLS} tokens, whose cells can hold names, found "
+            f"{len(wanted)}; choose some, as with positions=range(-{CELLS}, 0)"
+        )
+    lens = logit_lens_of(model, trace, k=1)
+    ids, shares = lens.ids[:, wanted, 0], lens.probabilities[:, wanted, 0]  # (n l) each
+    names = _names(ids, tokenizer_of(model) if tokenizer is None else tokenizer)
+    width, height = 1.6 + 0.52 * len(wanted), 1.5 + 0.3 * len(ids)
+    ax = axes_of(ax, max(4.0, width), min(max(2.4, height), 12.0))
+    norm = library("matplotlib.colors").Normalize(0, 1)
+    image = ax.imshow(shares, aspect="auto", origin="lower", norm=norm, cmap=cmap)
+    _write(ax, names, shares)
+    layer_axis(ax.yaxis, trace.layers)
+    ax.set_ylabel("after layer")
+    labels, tokens = ([texts[i] for i in wanted] for texts in (trace.labels, trace.tokens))
+    token_axis(ax.xaxis, labels, tokens=tokens, name="next after token")
+    colour_bar(ax, image, "probability")
+    return ax
+
+
+def _names(ids: NDArray, tokenizer: Any) -> list[list[str]]:
+    """Return the label of each id (n, l), each by itself, cut to fit into a cell."""
+    known = {}
+    for i in np.unique(ids):
+        (label,) = texts_of(np.array([i]), tokenizer)[1]
+        known[i] = label if len(label) <= LETTERS else f"{label[: LETTERS - 1]}…"
+    return [[known[i] for i in row] for row in ids]
+
+
+def _write(ax: Any, names: list[list[str]], shares: NDArray) -> None:
+    """Write a name into each cell: dark on light, light on dark."""
+    texts, families = readable([name for row in names for name in row])
+    room = ax.bbox.width / ax.figure.dpi / shares.shape[1]  # inches a cell
+    size = min(SIZE, room / LETTERS / 0.62 * 72)
+    for text, (row, column) in zip(texts, np.ndindex(shares.shape), strict=True):
+        ax.text(
+            column, row, text, ha="center", va="center", fontsize=size, fontfamily=families,
+            color="black" if shares[row, column] > 0.5 else "white", parse_math=False,
+            usetex=False, clip_on=True,
+        )  # fmt: skip
+
+
+def relevance(
+    model: Any, ids: Any, token: int | None = None, at: int = -1, *, ax: Any = None
+) -> "Axes":
+    """Show why this token: its logit, shared out among the tokens read (L), and the biases.
+
+    Bars above zero speak for the token, those below against it; all bars together are the logit,
+    and the title has both sums. ``token`` is the one asked about, by default the likeliest, and
+    ``at`` the position that predicts it: see ``analysis.relevance``. Raises InputError for a bad
+    argument.
+    """
+    found, text = relevance_of(model, ids, token, at), text_of(model, ids)
+    at, total = position(at, len(text.labels)), found.tokens.sum(dtype=np.float64) + found.bias
+    (label,) = texts_of(np.array([found.token]), tokenizer_of(model))[1]
+    (name, last), families = readable([label, text.labels[at]])
+    ax = axes_of(ax, width_for(len(text.labels) + 1), 3.4)
+    bars_and_rest(ax, found.tokens, found.bias)
+    token_axis(ax.xaxis, (*text.labels, "biases"), tokens=(*text.tokens, "biases"))
+    ax.set_ylabel("share of the logit")
+    ax.set_title(
+        f"{name} after {last} ({at}): shares add up to {total:.4g}, logit {found.logit:.4g}",
+        loc="left", parse_math=False, usetex=False, fontfamily=families, fontsize=SIZE + 1,
+    )  # fmt: skip
+    return ax
