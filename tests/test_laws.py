@@ -467,6 +467,27 @@ def test_looking_changes_nothing(situation):
     assert len(as_tuple[3]) == model.config.num_hidden_layers + 1
 
 
+@pytest.mark.parametrize("rows", [1, 3, 65])
+@pytest.mark.parametrize("masked", [False, True])
+def test_looking_at_one_token_changes_nothing(rows, masked):
+    """Whichever kernels a single token goes through, and whoever is left out."""
+    config = MambaConfig(vocab_size=9, hidden_size=24, state_size=3, num_hidden_layers=3)
+    model, rng = make_model(config, dtype="float32"), np.random.default_rng(rows)
+    cache = model(rng.integers(9, size=(rows, 5))).cache_params
+    ids, mask = rng.integers(9, size=(rows, 1)), np.ones((rows, 1), int)
+    mask[::2] = not masked
+    plain, looking = (
+        model(ids, mask, cache_params=cache.copy(), output_hidden_states=look)
+        for look in (False, True)
+    )
+    assert np.array_equal(plain.logits, looking.logits)
+    assert bytes_of(plain.cache_params) == bytes_of(looking.cache_params)
+    peer = MambaForCausalLM(config, params=model.params, backend="numpy")
+    expected = peer(ids, mask, cache_params=cache.copy(), output_hidden_states=True).hidden_states
+    for i, (a, b) in enumerate(zip(looking.hidden_states, expected, strict=True)):
+        close(a, b, model, f"hidden state {i}")
+
+
 @given(situations())
 def test_calls_change_no_argument_and_no_parameter(situation):
     model, ids = situation

@@ -25,6 +25,7 @@ from .prefill import Chunk
 from .rows import Convolution, convolve
 from .scan import NO_STARTS, Channels, Sequence
 from .scan import selective_scan as scan_kernel
+from .step import Work
 
 __all__ = [
     "block",
@@ -58,10 +59,16 @@ def run(
     p = packed(params, config)
     x = np.ascontiguousarray(x)
     texts, L, _ = x.shape
-    if L == 1 and texts <= DECODE_TEXTS and not keep_all:
+    if L == 1 and texts <= DECODE_TEXTS:
         if observer is not None:
             return [observer.decode(x, p, config, memory)]
-        return [decode(x, p, config, memory, lengths)]
+        outputs = [np.zeros_like(x) for _ in range(p.sizes.layers if keep_all else 0)]
+
+        def keep(i: int, work: Work, advanced: NDArray, _: NDArray) -> None:
+            outputs[i][advanced, 0] = work.residual[0, :, : p.sizes.D]
+
+        normed = decode(x, p, config, memory, lengths, keep if keep_all else None)
+        return [*outputs, normed]
     conv, ssm = (np.array(state) for state in memory)  # all or nothing: replaced at the end
     hidden = [np.empty_like(x) for _ in range(p.sizes.layers + 1 if keep_all else 1)]
     length = max(1, min(L, CHUNK // texts))

@@ -1,6 +1,7 @@
 """One token of each text: the step kernel's arguments, kept from call to call."""
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ WORTH_A_THREAD = 2**21
 
 _FLOATS = np.zeros(0, np.float32)
 
+Look = Callable[[int, Work, NDArray, Any], None]
+"""Called after each block with its number, the arrays that the kernel has left, the places (T) in
+the batch of the texts that they hold, and the states (T, N, E) from before the block."""
+
 
 def threads_for(weights: int) -> int:
     """Return how many threads to share the reading of so many bytes of weights."""
@@ -33,32 +38,46 @@ def decode(
     config: MambaConfig,
     memory: tuple[NDArray, NDArray],
     lengths: NDArray | None,
+    look: Look | None = None,
 ) -> NDArray:
     """Advance the states by one token x (B, 1, D) of each text; return (B, 1, D) normed outputs.
 
-    Texts of length 0 stay as they are; their outputs are zeros.
+    Texts of length 0 stay as they are; their outputs are zeros. With ``look`` the blocks are done
+    one at a time, by the same kernel, whose arrays it sees after each of them.
     """
     conv, ssm = memory
     texts = np.arange(len(x)) if lengths is None else np.flatnonzero(lengths > 0)
+    if not len(texts):
+        return np.zeros_like(x)
     hidden = np.zeros((len(texts), x.shape[2]), np.float32)
     inputs = np.array(x[texts, 0], order="C")  # kernels are compiled for arrays one can write to
     eps = np.float32(config.layer_norm_epsilon)
-    w = Weights(p.addresses, p.norm_f, p.like, _FLOATS, p.group, eps)
-    size = threads_for(p.nbytes)
-    work = _work(p.sizes, len(texts), size)
-
-    def forward(member: Member) -> None:
-        team = Team(member.rank, member.size, member.meeting)
-        if not step(w, p.sizes, work, conv, ssm, texts, inputs, hidden, team):
-            raise BackendError("backend: expected all threads to finish a step, found one gone")
-
-    if len(texts):
-        run_team(forward, size, blas=False)
+    size, s = threads_for(p.nbytes), p.sizes
+    work = _work(s, len(texts), size)
+    count = s.layers if look is None else 1
+    for first in range(0, s.layers, count):
+        some = slice(first, first + count)
+        before = None if look is None else ssm[first, texts]
+        w = Weights(p.addresses[some], p.norm_f, p.like, _FLOATS, p.group, eps)
+        arrays = work, conv[some], ssm[some], texts, inputs, hidden
+        _advance(w, s._replace(layers=count), arrays, size)
+        if look is not None:
+            look(first, work, texts, before)
+            inputs = np.array(work.residual[0, :, : s.D], order="C")
     if len(texts) == len(x):
         return hidden[:, None]
     result = np.zeros_like(x)
     result[texts, 0] = hidden
     return result
+
+
+def _advance(w: Weights, s: Sizes, arrays: tuple[Any, ...], size: int) -> None:
+    def forward(member: Member) -> None:
+        team = Team(member.rank, member.size, member.meeting)
+        if not step(w, s, *arrays, team):
+            raise BackendError("backend: expected all threads to finish a step, found one gone")
+
+    run_team(forward, size, blas=False)
 
 
 _kept = threading.local()

@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from .. import equations as eq
 from ..config import MambaConfig
-from ..errors import BackendError
 from ..params import Params
-from ..threads import Member, run_team
-from . import cpu, decode, vectorised  # noqa: F401
+from ..threads import Member
+from . import cpu, vectorised  # noqa: F401
+from .decode import decode
 from .lanes import WIDTH, spread
 from .linear import ZERO
 from .memory import at, data, load, set_, store
 from .options import kernel
 from .packing import Packed, PackedLayer, aligned, groups_of_channels, padded
 from .scan import NO_STARTS, Channels, Sequence, selective_scan
-from .step import Team, Weights, step
+from .step import Work
 
 
 class _Scratch:
@@ -138,38 +138,21 @@ class Observer:
     # --- one token ------------------------------------------------------------------------------
 
     def decode(self, x: NDArray, p: Packed, config: MambaConfig, memory: tuple[NDArray, NDArray]):
-        """Do what ``decode.decode`` does, by the same kernel, block by block: (1 1 D) -> (1 1 D).
-
-        The kernel leaves its arrays as they were in the last block that it went through.
-        """
-        (conv, ssm), s = memory, p.sizes
+        """Do what ``decode.decode`` does, and look on: (1 1 D) -> (1 1 D)."""
+        s, alone = p.sizes, Member(0, 1, np.zeros(1, np.int64), None)
         self.begin(1, s.N)
-        eps, nobody = np.float32(config.layer_norm_epsilon), np.empty(0, np.float32)
-        size, texts = decode.threads_for(p.nbytes), np.arange(1)
-        work = decode._work(s, 1, size)
-        one, alone = s._replace(layers=1), Member(0, 1, np.zeros(1, np.int64), None)
-        inputs, hidden = np.array(x[0], order="C"), np.zeros((1, s.D), np.float32)
-        for i, layer in enumerate(p.layers):
-            before = ssm[i].copy()
-            w = Weights(p.addresses[i : i + 1], p.norm_f, p.like, nobody, p.group, eps)
-            now = conv[i : i + 1], ssm[i : i + 1], texts, inputs, hidden
 
-            def forward(member: Member, w: Weights = w, now: Any = now) -> None:
-                team = Team(member.rank, member.size, member.meeting)
-                if not step(w, one, work, *now, team):
-                    raise BackendError("backend: expected all threads to finish a step")
-
-            run_team(forward, size, blas=False)
+        def look(i: int, work: Work, _: NDArray, before: NDArray) -> None:
             raw = aligned((1, s.E_pad))
-            raw_steps(layer.dt_groups, work.mixed, s.R, raw)
+            raw_steps(p.layers[i].dt_groups, work.mixed, s.R, raw)
             seen = SimpleNamespace(
                 sizes=s, length=1, x=work.x, inputs=work.inputs, mixed=work.mixed, delta=raw,
                 residual=work.residual[0],
             )  # fmt: skip
-            self.mixing(alone, i, layer, seen, before)
+            self.mixing(alone, i, p.layers[i], seen, before)
             self.mixed(alone, i, seen)
-            inputs = np.array(work.residual[0, :, : s.D], order="C")
-        return hidden[:, None]
+
+        return decode(x, p, config, memory, None, look)
 
 
 def _by_channel(groups: NDArray) -> NDArray:  # (E_pad / 16, n, 16) -> (E_pad, n)
