@@ -5,10 +5,10 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format gpu-check clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.installed  ## write text with the bundled model
 	$(VENV)/bin/mamba-np generate "Once upon a time"
@@ -27,6 +27,9 @@ format: $(VENV)/.installed-lint  ## let ruff rewrite what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+gpu-check: $(VENV)/.installed-gpu  ## test the GPU engine on a GPU of this machine, and time it
+	$(VENV)/bin/python tools/gpu_check.py $(ARGS)
+
 clean:  ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -35,6 +38,10 @@ clean:  ## remove the environment and everything that was built
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-gpu: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet -e ".[test,cuda]"
 	@touch $@
 
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python

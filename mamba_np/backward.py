@@ -183,11 +183,10 @@ def d_mixer(
     s = steps.selected
     d_gated, d_out_proj, d_out_bias = d_linear(dy, steps.gated, layer.out_proj)
     half = 0.5 if "gate" in detach else 1
-    if "activation" in detach:
-        d_y = half * d_gated * eq.silu(steps.z)
-        d_z = half * d_gated * (steps.y + layer.D * steps.x) * eq.sigmoid(steps.z)
-    else:
-        d_y, d_z = (half * g for g in d.d_output(d_gated, steps.y, steps.x, layer.D, steps.z))
+    held = "activation" in detach
+    d_gate = d.d_gate_held if held else d.d_gate
+    d_y = half * d.d_ungated(d_gated, steps.z)
+    d_z = half * d_gate(d_gated, steps.y, steps.x, layer.D, steps.z)
     A = eq.continuous_A(layer.A_log)
     scan = d_selective_scan(d_y, steps.x, s.delta, A, s.B, s.C, state.h)
     d_x = scan.x + d_y * layer.D
@@ -201,7 +200,7 @@ def d_mixer(
     d_mixed = np.concatenate([d_low_rank, d_B, d_C], axis=-1)
     fixed = fixed_rows(config.time_step_rank, config.state_size, config.selective)
     d_x_selected, d_x_proj = d_projected(d_mixed, steps.x, layer.x_proj, fixed)
-    d_conv = (d_x + d_x_selected) * _slope(steps.conv, config, detach)
+    d_conv = (d_x + d_x_selected) * activation_slope(steps.conv, config.hidden_act, held=held)
     d_inputs, d_weight, d_conv_bias, d_window = d_causal_conv(
         d_conv, steps.inputs, layer.conv, state.window
     )
@@ -237,11 +236,14 @@ def d_projected(d_mixed, x, x_proj, fixed: list[slice]):
     return d_x, d_x_proj
 
 
-def _slope(x, config: MambaConfig, detach: Set[str]):
-    """Return the derivative of the activation; with "activation" detached, act(x) / x."""
-    act = eq.ACTIVATIONS[config.hidden_act]
+def activation_slope(x, hidden_act: str, *, held: bool):
+    """Return the derivative of an activation at x; ``held``: what it multiplies x by, act(x) / x.
+
+    Any shape -> the same shape.
+    """
+    act = eq.ACTIVATIONS[hidden_act]
     slope = d.DERIVATIVES[act](x)
-    if "activation" in detach:  # at 0 the two are the same, where act(0) = 0
+    if held:  # at 0 the two are the same, where act(0) = 0
         np.divide(act(x), x, out=slope, where=x != 0)
     return slope
 

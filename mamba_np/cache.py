@@ -7,7 +7,7 @@ which a compiled engine can stream. The outside arrays are views: writing into t
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,14 @@ from .reference import State
 FILE_FORMAT = "mamba_np.cache.1"
 NAMES = ("conv_states", "ssm_states")
 HEADER_LIMIT = 2**20  # of a state file, in bytes; two tensors need a few hundred
+
+
+class Away(Protocol):
+    """The states of a cache in another memory, such as a GPU's."""
+
+    def fetch(self, conv: NDArray, ssm: NDArray) -> None:
+        """Copy the windows (blocks, B, K, E) and states (blocks, B, N, E) into these arrays."""
+        ...
 
 
 class MambaCache:
@@ -44,8 +52,10 @@ class MambaCache:
         batch_size = integer("batch_size", batch_size, error=CacheError)
         shape = (config.num_hidden_layers, batch_size)
         E, dtype = config.intermediate_size, compute_dtype(as_dtype(dtype))
-        self._conv = np.zeros((*shape, config.conv_kernel, E), dtype)
-        self._ssm = np.zeros((*shape, config.state_size, E), dtype)
+        conv = np.zeros((*shape, config.conv_kernel, E), dtype)
+        self._home = conv, np.zeros((*shape, config.state_size, E), dtype)
+        self.away: Away | None = None
+        """Where an engine has newer states than those at home: see ``memory``."""
         self.fingerprint = fingerprint
         """Which model filled this cache, or None while no model has."""
 
@@ -53,9 +63,13 @@ class MambaCache:
     def _of(cls, conv: NDArray, ssm: NDArray, fingerprint: str | None) -> "MambaCache":
         cache = cls.__new__(cls)
         # Engines count on memory in this order, which indexing with a list does not keep.
-        cache._conv, cache._ssm = np.ascontiguousarray(conv), np.ascontiguousarray(ssm)
-        cache.fingerprint = fingerprint
+        cache._home = np.ascontiguousarray(conv), np.ascontiguousarray(ssm)
+        cache.away, cache.fingerprint = None, fingerprint
         return cache
+
+    def __getstate__(self) -> dict[str, Any]:
+        conv, ssm = self.memory  # states travel as arrays, wherever they were
+        return self.__dict__ | {"_home": (conv, ssm)}
 
     @property
     def conv_states(self) -> tuple[NDArray, ...]:
@@ -63,37 +77,38 @@ class MambaCache:
 
         Write into them: ``cache.conv_states[i][...] = x``.
         """
-        return tuple(self._conv.swapaxes(2, 3))
+        return tuple(self.memory[0].swapaxes(2, 3))
 
     @property
     def ssm_states(self) -> tuple[NDArray, ...]:
         """Per block, the state h after the last token: (B, E, N) views."""
-        return tuple(self._ssm.swapaxes(2, 3))
+        return tuple(self.memory[1].swapaxes(2, 3))
 
     @property
     def batch_size(self) -> int:
         """How many sequences the cache holds."""
-        return self._ssm.shape[1]
+        return self._home[1].shape[1]
 
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the states: float32 or float64."""
-        return self._ssm.dtype
+        return self._home[1].dtype
 
     @property
     def nbytes(self) -> int:
         """Memory of the states in bytes; it does not depend on how much has been read."""
-        return self._conv.nbytes + self._ssm.nbytes
+        return sum(part.nbytes for part in self._home)
 
     def __repr__(self) -> str:
-        blocks, rows, N, E = self._ssm.shape
+        blocks, rows, N, E = self._home[1].shape
         return f"MambaCache({blocks} blocks, batch_size={rows}, E={E}, N={N}, {self.dtype})"
 
     # --- the same states elsewhere -------------------------------------------------------------
 
     def copy(self) -> "MambaCache":
         """Return a cache with states of its own: both can go on in different directions."""
-        return self._of(self._conv.copy(), self._ssm.copy(), self.fingerprint)
+        conv, ssm = self.memory
+        return self._of(conv.copy(), ssm.copy(), self.fingerprint)
 
     def select(self, rows: Any) -> "MambaCache":
         """Return a new cache with the given rows of the batch, in that order; rows may repeat.
@@ -107,13 +122,14 @@ class MambaCache:
             raise CacheError(f"rows: expected rows 0 to {self.batch_size - 1}: {error}") from None
         if chosen.size == 0 or chosen.ndim != 1:
             raise CacheError(f"rows: expected a list of at least one row, found {shown(rows)}")
-        return self._of(self._conv[:, chosen], self._ssm[:, chosen], self.fingerprint)
+        conv, ssm = self.memory
+        return self._of(conv[:, chosen], ssm[:, chosen], self.fingerprint)
 
     def reset(self) -> None:
         """Forget everything, in place: as if nothing had been read, by any model."""
-        self._conv[:] = 0
-        self._ssm[:] = 0
-        self.fingerprint = None
+        for part in self._home:
+            part[:] = 0
+        self.away = self.fingerprint = None
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -130,8 +146,8 @@ class MambaCache:
         from safetensors.numpy import save_file
 
         tensors = {
-            "conv_states": np.ascontiguousarray(self._conv.swapaxes(2, 3)),
-            "ssm_states": np.ascontiguousarray(self._ssm.swapaxes(2, 3)),
+            name: np.ascontiguousarray(part.swapaxes(2, 3))
+            for name, part in zip(NAMES, self.memory, strict=True)
         }
         own = {"format": FILE_FORMAT, "fingerprint": self.fingerprint or ""}
         with replacing(path, follow_link=True) as temporary:
@@ -171,8 +187,15 @@ class MambaCache:
 
     @property
     def memory(self) -> tuple[NDArray, NDArray]:
-        """The windows (blocks, B, K, E) and states (blocks, B, N, E), which an engine advances."""
-        return self._conv, self._ssm
+        """The windows (blocks, B, K, E) and states (blocks, B, N, E), which an engine advances.
+
+        An engine that has advanced them elsewhere says so in ``away``: they are fetched then, and
+        since the arrays may be written to from now on, they are the only ones that count.
+        """
+        if self.away is not None:
+            self.away.fetch(*self._home)
+            self.away = None
+        return self._home
 
     def read(self) -> list[State]:
         """Return the state of each block, as views."""
@@ -180,9 +203,9 @@ class MambaCache:
 
     def write(self, states: list[State], first: int = 0) -> None:
         """Replace the states of the blocks from ``first`` on, in place."""
+        conv, ssm = self.memory
         for i, (window, h) in enumerate(states, start=first):
-            self._conv[i] = window.swapaxes(1, 2)
-            self._ssm[i] = h.swapaxes(1, 2)
+            conv[i], ssm[i] = window.swapaxes(1, 2), h.swapaxes(1, 2)
 
     def check(
         self, config: MambaConfig, batch_size: int, dtype: np.dtype, fingerprint: str | None = None
@@ -190,10 +213,8 @@ class MambaCache:
         """Raise CacheError unless this cache fits the model and batch of a call."""
         sizes = (config.num_hidden_layers, batch_size)
         E, K, N = config.intermediate_size, config.conv_kernel, config.state_size
-        for name, found, expected in (
-            ("conv_states", self._conv, (*sizes, K, E)),
-            ("ssm_states", self._ssm, (*sizes, N, E)),
-        ):
+        shapes = (*sizes, K, E), (*sizes, N, E)
+        for name, found, expected in zip(NAMES, self._home, shapes, strict=True):
             if found.shape != expected:
                 shapes = [(s[0], s[1], s[3], s[2]) for s in (expected, found.shape)]
                 raise CacheError(

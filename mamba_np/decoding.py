@@ -208,6 +208,30 @@ class Reader:
             raise NonFiniteError(f"{name}: expected finite weights, found NaN or infinity")
 
 
+class Records:
+    """What is kept of every step, if it is asked for; nothing otherwise."""
+
+    def __init__(self, config: GenerationConfig):
+        wanted = config.return_dict_in_generate
+        self.scores = [] if wanted and config.output_scores else None
+        self.logits = [] if wanted and config.output_logits else None
+        self.hidden_states = [] if wanted and config.output_hidden_states else None
+
+    def keep(self, scores: NDArray, logits: NDArray, hidden_states: Any) -> None:
+        """Remember one step."""
+        for record, value in (
+            (self.scores, scores),
+            (self.logits, logits),
+            (self.hidden_states, hidden_states),
+        ):
+            if record is not None:
+                record.append(value)
+
+    def tuples(self) -> dict[str, Any]:
+        """Return what was kept, by the names of GenerateOutput."""
+        return {name: tuple(record) for name, record in vars(self).items() if record is not None}
+
+
 class Stopping:
     """Decide which rows have ended, and why."""
 

@@ -128,6 +128,11 @@ def d_gate(d_out, y, x, D, z):
     return d_out * (y + D * x) * d_silu(z)
 
 
+def d_gate_held(d_out, y, x, D, z):
+    """Return dz of output(y, x, D, z) where silu(z) is z times a sigmoid that is held constant."""
+    return d_out * (y + D * x) * eq.sigmoid(z)
+
+
 def d_output(d_out, y, x, D, z):
     """Return (dy, dz) of output(y, x, D, z)."""
     return d_ungated(d_out, z), d_gate(d_out, y, x, D, z)

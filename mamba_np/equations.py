@@ -47,6 +47,11 @@ def expm1(x):
     return np.expm1(x)
 
 
+def log(x):
+    """Return the natural logarithm of x > 0."""
+    return np.log(x)
+
+
 def log1p(x):
     """Return log(1 + x) for x >= 0, exact for small x; a compiler has to know it up to x = 1."""
     return np.log1p(x)
@@ -204,6 +209,18 @@ def softmax(scores):
     """Return probabilities proportional to e**scores; a score of -inf gets none."""
     weights = exp(scores - np.max(scores, axis=-1, keepdims=True))
     return weights / np.sum(weights, axis=-1, keepdims=True)
+
+
+def gumbel(v):
+    """Return Gumbel noise, -log(-log(1 - v)), from a number v with 0 < v < 1 that is uniform.
+
+    The index of the largest of scores + noise, each with its own v, is a draw from
+    softmax(scores) (Maddison, Tarlow and Minka 2014, "A* sampling", section 2). Large noise comes
+    from small v, of which floating-point numbers keep every digit: up to the middle -log(1 - v)
+    is taken as log(1 + v / (1 - v)).
+    """
+    low = np.minimum(v, HALF)
+    return -log(where(v > HALF, -log(ONE - v), log1p(low / (ONE - low))))
 
 
 def geometric_mean(x):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import beam
 from .cache import MambaCache
-from .decoding import GOES_ON, Prompt, Reader, Stopping, StoppingCriterion, Texts, feeding
+from .decoding import GOES_ON, Prompt, Reader, Records, Stopping, StoppingCriterion, Texts, feeding
 from .errors import InputError
 from .generation_config import GenerationConfig, combine
 from .inputs import require_one
@@ -44,30 +44,6 @@ class GenerateOutput(ModelOutput):
     )
 
 
-class _Records:
-    """What is kept of every step, if it is asked for; nothing otherwise."""
-
-    def __init__(self, config: GenerationConfig):
-        wanted = config.return_dict_in_generate
-        self.scores = [] if wanted and config.output_scores else None
-        self.logits = [] if wanted and config.output_logits else None
-        self.hidden_states = [] if wanted and config.output_hidden_states else None
-
-    def keep(self, scores: NDArray, logits: NDArray, hidden_states: Any) -> None:
-        """Remember one step."""
-        for record, value in (
-            (self.scores, scores),
-            (self.logits, logits),
-            (self.hidden_states, hidden_states),
-        ):
-            if record is not None:
-                record.append(value)
-
-    def tuples(self) -> dict[str, Any]:
-        """Return what was kept, by the names of GenerateOutput."""
-        return {name: tuple(record) for name, record in vars(self).items() if record is not None}
-
-
 class _Task:
     """One checked call of ``generate``: everything that decoding needs."""
 
@@ -86,10 +62,20 @@ class _Task:
         self.reader = Reader(model, prompt, cache, config)
         self.scorer = Scorer(config, processors)
         self.texts = Texts(prompt, self.copies)
-        self.records = _Records(config)
+        self.records = Records(config)
         repeats = 1 if config.num_beams > 1 else self.copies
         self.generators = row_generators(seed, prompt.rows, repeats) if config.do_sample else []
         self.fill = -1 if config.fill_token_id is None else config.fill_token_id
+
+    def writer(self) -> Iterator[tuple[int, NDArray | None]] | None:
+        """Return the engine's own choice of tokens, where it has one and nobody looks at scores."""
+        make = getattr(self.reader.model, "_writer", None)
+        watched = self.stopping.criteria or self.config.return_dict_in_generate
+        if make is None or watched or self.texts.rows != 1 or not self.reader.use_cache:
+            return None
+        if not self.scorer.plain:
+            return None
+        return make(self.reader.cache, int(self.texts.new[0, -1]), self.stopping.limit)
 
 
 class TokenStream(Iterator[NDArray]):
@@ -139,7 +125,23 @@ class TokenStream(Iterator[NDArray]):
             live = self._reasons == GOES_ON
             if not live.any():
                 return
+            writer = task.writer()
+            if writer is not None:
+                yield from self._follow(writer)
+                return
             logits = task.reader.read(texts, live)
+
+    def _follow(self, writer: Iterator[tuple[int, NDArray | None]]) -> Iterator[NDArray]:
+        """Take the only row's tokens from an engine that chooses them itself."""
+        texts, stopping, live = self._task.texts, self._task.stopping, np.ones(1, bool)
+        for token, suspect in writer:
+            if suspect is not None:
+                check_scores(suspect, texts.count + 1, "logits")
+            texts.append(np.array([token]))
+            self._reasons = stopping(texts.new, lambda: texts.ids, np.empty(0), live)
+            yield texts.new[:, -1].copy()
+            if self._reasons[0] != GOES_ON:
+                return
 
     def _choose(self, scores: NDArray, live: NDArray) -> NDArray:
         """Return the next token (R) of every row that goes on, the filler for the others."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import shown
+from .checks import SIZE_LIMIT, integer, shown
 from .config import MambaConfig
 from .errors import InputError
 from .reference import IGNORED_LABEL
@@ -203,6 +203,21 @@ def check_logits_to_keep(logits_to_keep: Any, length: int) -> slice | NDArray:
             f"found {shown(logits_to_keep)}"
         )
     return index
+
+
+def chosen_indices(name: str, chosen: Any, count: int) -> NDArray:
+    """Return int64 indices below ``count``: of a list, slice or number, from the end if negative.
+
+    None means all. Raises InputError naming the argument.
+    """
+    if chosen is None or isinstance(chosen, slice):
+        return np.arange(count)[chosen or slice(None)]
+    listed: Any = [chosen] if isinstance(chosen, (int, np.integer)) else chosen
+    if not isinstance(listed, (list, tuple, range, np.ndarray)) or np.ndim(listed) != 1:
+        raise InputError(f"{name}: expected a list of indices, found {shown(chosen)}")
+    low, high = -count, min(count, SIZE_LIMIT) - 1
+    found = [integer(name, i, low=low, high=high, error=InputError) % count for i in listed]
+    return np.array(found, np.int64)
 
 
 def _first(array: NDArray, wrong: NDArray) -> str:

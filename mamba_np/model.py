@@ -147,7 +147,7 @@ class MambaModel(PretrainedModel):
         batch = self._check(input_ids, inputs_embeds, attention_mask, cache_params)
         keep_all = _or_default(output_hidden_states, self.config.output_hidden_states)
         hidden, cache = self._advance(batch, cache_params, use_cache, keep_all)
-        hidden = [batch.unpack(h) for h in hidden]
+        hidden = [batch.unpack(np.asarray(h)) for h in hidden]
         output = MambaOutput(hidden[-1], cache, tuple(hidden) if keep_all else None)
         return self._returned(output, return_dict)
 
@@ -194,7 +194,9 @@ class MambaModel(PretrainedModel):
             for part, advanced in zip(cache.memory, work.memory, strict=True):
                 part[:] = advanced
         else:
-            hidden = self._run(final, cache.memory, keep_all, observer)
+            seen = observer is not None or self._intervention is not None
+            memory = cache.memory if seen else self._engine.memory_of(cache)
+            hidden = self._run(final, memory, keep_all, observer)
         if not keep_cache:
             return hidden, None
         cache.fingerprint = self.fingerprint
@@ -247,7 +249,8 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin, TracingMixin, Intervene
     def backbone(self) -> MambaModel:
         """The model without its head; the two share their parameters."""
         now = self._shared
-        if now is None or now.params is not self.params or now.config is not self.config:
+        same = now is not None and now.params is self.params and now.config is self.config
+        if now is None or not same or now.backend != self.backend:
             now = MambaModel(self.config, params=self.params, backend=self.backend)
             now._fingerprint = self.fingerprint
             self._shared = now
@@ -307,6 +310,17 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin, TracingMixin, Intervene
         return self._returned(result, return_dict)
 
     forward = __call__
+
+    def _writer(self, cache: MambaCache, token: int, most: int) -> Any:
+        """Return an iterator of the best next tokens after ``token``, at most so many.
+
+        It yields (id, None), or (id, scores (1, V)) where the highest score is not finite, and
+        advances the cache. None for an engine that chooses no tokens itself.
+        """
+        make = getattr(self._engine, "writer", None)
+        if make is None or self.backbone._intervention is not None:
+            return None
+        return make(self.params, self.config, cache, token, most)
 
     def _score(self, hidden: NDArray) -> NDArray:  # (B L D) -> (B L V)
         return self._engine.head(hidden, self.lm_head)

@@ -100,6 +100,15 @@ def map_arrays(function: Callable[[str, NDArray], NDArray], params: Params) -> P
     return replace(params, **own, lm_head=shared, layers=layers)
 
 
+def may_change(array: NDArray | None) -> bool:
+    """Return whether an array, or one that it is a view of, can be written to."""
+    while isinstance(array, np.ndarray):
+        if array.flags.writeable:
+            return True
+        array = array.base
+    return False
+
+
 def convert(params: Params, dtype: str | np.dtype) -> Params:
     """Return ``params`` stored in ``dtype``; arrays that have it already are shared."""
     storage = as_dtype(dtype)

@@ -43,8 +43,8 @@ class PretrainedModel:
     """A configuration, its parameters and the backend that computes with them.
 
     ``params`` holds the arrays to use; without it they are drawn from ``rng`` (a NumPy Generator
-    or a seed) by ``init_scheme`` (see ``init.SCHEMES``) and stored in ``dtype``.
-    Raises ConfigError, InputError or BackendError.
+    or a seed) by ``init_scheme`` (see ``init.SCHEMES``) and stored in ``dtype``. ``device="cuda"``
+    is ``backend="cuda"``. Raises ConfigError, InputError or BackendError.
     """
 
     has_head = False
@@ -58,8 +58,10 @@ class PretrainedModel:
         init_scheme: str = "transformers-4.53",
         dtype: str | np.dtype = "float32",
         backend: str = "auto",
+        device: str | None = None,
     ):
         require_config(config)
+        backend = backends.for_device(device, backend)
         config.validate()
         self.config = config
         backends.resolve(backend)  # the name, before any work
@@ -84,13 +86,15 @@ class PretrainedModel:
         config: MambaConfig | None = None,
         dtype: str | np.dtype = "float32",
         backend: str = "auto",
+        device: str | None = None,
         **options: Any,
     ) -> Self:
         """Load a model from a folder or from the Hugging Face hub.
 
         ``dtype`` is how weights are stored: float32, float64, bfloat16, float16, int8 (see
         ``int8``), or "auto" for what the files hold; ``torch_dtype`` is its older name.
-        Activations and states are float32, or float64 in a float64 model. ``options`` are those
+        Activations and states are float32, or float64 in a float64 model. ``device="cuda"``
+        computes on a GPU, as ``backend="cuda"`` does (see docs/gpu.md). ``options`` are those
         of ``hub.HubOptions``: revision, token, cache_dir, local_files_only, subfolder.
 
         Weights that the files hold in that dtype are mapped, not copied. They are read-only until
@@ -98,6 +102,7 @@ class PretrainedModel:
         BackendError, naming the file.
         """
         dtype = options.pop("torch_dtype", dtype)
+        backend = backends.for_device(device, backend)
         if config is not None:
             require_config(config)
         hub_options, unknown = split_hub_options(options)
@@ -169,6 +174,17 @@ class PretrainedModel:
     def compute_dtype(self) -> np.dtype:
         """The dtype of activations, states and logits: float64 for float64, else float32."""
         return compute_dtype(self.dtype)
+
+    def to(self, device: str) -> Self:
+        """Compute on "cpu" or "cuda" from now on; return the model itself.
+
+        Parameters stay in the host's memory as well; a GPU gets its copy with the first call.
+        Raises BackendError if there is no such device, or it cannot compute this model.
+        """
+        asked = backends.for_device(device)
+        self.backend = backends.resolve(asked, self.config, self.compute_dtype)
+        self.requested_backend = asked
+        return self
 
     def state_dict(self) -> dict[str, NDArray]:
         """Return the parameters by their names in a checkpoint, without copying."""

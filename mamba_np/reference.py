@@ -231,6 +231,11 @@ def block(x, layer: Layer, config: MambaConfig, state: State, lengths=None):
     return x + y, state
 
 
+def memory_of(cache):
+    """Return what ``run`` advances: the arrays of a cache. An engine may have them elsewhere."""
+    return cache.memory
+
+
 def run(x, params: Params, config: MambaConfig, memory, lengths=None, keep_all: bool = False):
     """Run x through all blocks and the last norm, a chunk of tokens at a time.
 

@@ -178,6 +178,13 @@ class Scorer:
         # Beams need tokens besides the ends of text, to have something to go on with.
         self.keep = 1 if config.num_beams == 1 else max(2, len(config.eos_token_ids) + 1)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the highest logit always has the highest score."""
+        c = self.config
+        changed = c.repetition_penalty != 1 or c.no_repeat_ngram_size or c.min_new_tokens
+        return not (c.do_sample or changed or self.custom)
+
     def __call__(
         self, scores: NDArray, history: NDArray, input_ids: NDArray, new_tokens: int
     ) -> NDArray:

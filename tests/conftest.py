@@ -45,6 +45,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--hub", action="store_true", help="run tests that download published checkpoints"
     )
+    parser.addoption(
+        "--gpu", action="store_true", help="run the GPU engine's tests on a GPU, not the emulator"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
@@ -112,6 +115,12 @@ def oracle_weights():
 def rng(request):
     """A random generator whose seed is the name of the test."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(params=["float64", "float32"])
+def dtype(request):
+    """Each dtype that a model computes in."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

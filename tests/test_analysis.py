@@ -8,6 +8,7 @@ import pytest
 from conftest import bundled_model_path
 from hypothesis import given
 from hypothesis import strategies as st
+from small_model import LAYER, SMALL, small_model
 from test_laws import configs, make_model, seeds
 from tolerances import assert_close_to_scale, tolerance
 
@@ -15,28 +16,17 @@ import mamba_np
 from mamba_np import MambaConfig, MambaForCausalLM, analysis
 from mamba_np.analysis import identities, parts
 from mamba_np.errors import InputError
-from mamba_np.params import convert
 from mamba_np.reference import mixer_steps, rms_norm
 
 ALL = ("delta", "B", "C", "x", "y", "h", "residual", "logits")
 TEXT = "Once upon a time there was a little girl, and the king said to her: who are you?"
-SMALL = MambaConfig(
-    vocab_size=17, hidden_size=10, intermediate_size=18, state_size=3, num_hidden_layers=3,
-    time_step_max=0.7, use_bias=True,
-)  # fmt: skip
 IDS = np.random.default_rng(5).integers(17, size=12)
-LAYER, AT = 1, 8
-
-
-@pytest.fixture(params=["float64", "float32"])
-def dtype(request):
-    return request.param
+AT = 8
 
 
 @pytest.fixture
 def model(dtype):
-    wide = make_model(SMALL)
-    return MambaForCausalLM(SMALL, params=convert(wide.params, dtype))
+    return small_model(dtype)
 
 
 @pytest.fixture
@@ -83,7 +73,7 @@ def test_half_lives_by_counting(trace):
 
 
 def test_the_half_life_of_steady_steps():
-    text = make_model(SMALL).trace(IDS)
+    text = small_model().trace(IDS)
     A = text.A[LAYER]
     steady = replace(text, delta=np.full(text.delta.shape, 0.25))
     found = analysis.steady_half_life(steady, LAYER)
@@ -228,7 +218,7 @@ def test_shares_that_are_none(share):
 
 def with_states(states):
     """Return a trace whose states of one layer are (P, c, N)."""
-    text = make_model(SMALL).trace(IDS[: len(states)], capture=("h",))
+    text = small_model().trace(IDS[: len(states)], capture=("h",))
     return replace(text, h=np.broadcast_to(states, (3, *np.shape(states))).copy())
 
 
@@ -415,7 +405,7 @@ def test_identities_see_what_is_wrong(trace, model):
 
 
 def test_what_was_not_traced_is_named():
-    text = make_model(SMALL).trace(IDS, layers=[2], channels=[1])
+    text = small_model().trace(IDS, layers=[2], channels=[1])
     with pytest.raises(InputError, match=r"^layer: expected one of"):
         analysis.half_life(text, 0)
     with pytest.raises(InputError, match=r"^channel: expected one of"):
@@ -423,7 +413,7 @@ def test_what_was_not_traced_is_named():
     with pytest.raises(InputError, match=r"^trace: expected one that holds 'y'|'x'"):
         analysis.strengths(text, 2)
     with pytest.raises(InputError, match=r"^at: expected"):
-        analysis.state_shares(make_model(SMALL).trace(IDS, capture=ALL), 0, at=12)
+        analysis.state_shares(small_model().trace(IDS, capture=ALL), 0, at=12)
 
 
 @pytest.mark.parametrize(
@@ -435,13 +425,13 @@ def test_what_was_not_traced_is_named():
 )  # fmt: skip
 def test_bad_arguments_of_contributions(name, arguments):
     with pytest.raises(InputError, match=rf"^{name}: expected"):
-        analysis.contributions(make_model(SMALL), *arguments)
+        analysis.contributions(small_model(), *arguments)
 
 
 @pytest.mark.parametrize(("name", "options"), [("token", {"token": 17}), ("at", {"at": 12})])
 def test_bad_arguments_of_relevance(name, options):
     with pytest.raises(InputError, match=rf"^{name}: expected"):
-        analysis.relevance(make_model(SMALL), IDS, **options)
+        analysis.relevance(small_model(), IDS, **options)
 
 
 def test_every_function_has_its_identity_or_a_closed_form():

@@ -64,6 +64,7 @@ def test_all_kernels_are_looked_at(portable):
     backward = ("norm_rows", "convolve", "scan")
     expected |= {f"{kernel}_backward(float32)" for kernel in backward}
     expected |= {"activate(float32)", "predict_rows(float32)"}
+    expected |= {f"{kernel}(float32)" for kernel in ("soften", "raw_steps", "sum_of_groups")}
     assert set(portable) == expected
 
 

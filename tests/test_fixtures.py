@@ -79,7 +79,11 @@ def prompt_and_steps(model, ids, prefix, length, steps, layers):
 @cache
 def results(name, dtype, scan):
     """Return our value for every reference key that starts with f64, but gradients."""
-    model, refs = load(name, dtype, scan), references(name)
+    return results_of(load(name, dtype, scan), name, dtype)
+
+
+def results_of(model, name, dtype):
+    refs = references(name)
     ids = refs["in.input_ids"]
     out = model(ids, labels=refs["in.labels"], output_hidden_states=True)
     arrays = {"f64.logits": out.logits, "f64.loss": out.loss}

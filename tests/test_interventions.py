@@ -282,12 +282,31 @@ def test_hidden_states_are_those_of_the_changed_model(model):
         (SetState(0, at=-1), "^at: expected"),
         (Ablate(layers=[3]), "^layers: expected"),
         (Ablate(channels=[18]), "^channels: expected"),
-        (Ablate(channels="all"), "^channels: expected indices"),
+        (Ablate(channels="all"), "^channels: expected a list of indices"),
     ],
 )
 def test_bad_changes_are_named(model, change, text):
     with pytest.raises(InputError, match=text), model.intervene(change):
         pass
+
+
+@pytest.mark.parametrize("value", ["x", np.ones(3), [[1.0]]])
+def test_bad_frozen_values_are_named(model, value):
+    with pytest.raises(InputError, match=r"^value: expected a number, or 18 of them"):
+        changed(model, FreezeDelta(value))
+
+
+def test_frozen_values_of_each_channel(model):
+    values = np.linspace(0.1, 0.5, 2)
+    both = changed(model, FreezeDelta(values, channels=[3, 8]))
+    one_by_one = FreezeDelta(0.1, channels=3), FreezeDelta(0.5, channels=8)
+    close(both, changed(model, *one_by_one))
+
+
+@pytest.mark.parametrize("tokens", ["all", 1.5, [[1]]])
+def test_bad_tokens_are_named(model, tokens):
+    with pytest.raises(InputError, match=r"^tokens: expected a list of positions"):
+        changed(model, Ablate(tokens=tokens))
 
 
 @pytest.mark.parametrize("state", ["x", np.zeros((2, 2)), None])

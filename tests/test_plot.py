@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import bundled_model_path
+from small_model import CHANNEL, LAYER, SMALL, small_model
 from test_laws import make_model
-from tolerances import tolerance
+from tolerances import assert_close_to_scale, tolerance
 
-from mamba_np import AutoTokenizer, MambaConfig, MambaForCausalLM, analysis, plot
-from mamba_np.errors import InputError
-from mamba_np.params import convert
+from mamba_np import AutoTokenizer, MambaForCausalLM, analysis, plot
+from mamba_np.errors import InputError, NonFiniteError
+from mamba_np.interventions import Ablate, CutPath, ScaleDelta
 from mamba_np.plot import figures, images, memory
 from mamba_np.trace import QUANTITIES
 
@@ -19,11 +20,6 @@ matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
 from matplotlib import colors, pyplot  # noqa: E402
 
-SMALL = MambaConfig(
-    vocab_size=17, hidden_size=10, intermediate_size=18, state_size=3, num_hidden_layers=3,
-    time_step_max=0.7, use_bias=True,
-)  # fmt: skip
-LAYER, CHANNEL = 1, 5
 BOTTOM_UP = "lower"
 
 AXES = {
@@ -45,23 +41,29 @@ AXES = {
     "influence of a layer": lambda m, t, **o: plot.influence(t, LAYER, **o),
     "survival": lambda m, t, **o: plot.survival(t, **o),
     "residual_norm": lambda m, t, **o: plot.residual_norm(t, **o),
+    "latest": lambda m, t, **o: plot.latest(t, **o),
+    "what_if": lambda m, t, **o: plot.what_if(m, t.ids, ScaleDelta(2), **o),
+    "what_if of one": lambda m, t, **o: plot.what_if(m, t.ids, Ablate(layers=0), at=-1, **o),
 }  # fmt: skip
 FIGURES = {
     "state": lambda m, t, **o: plot.state(t, LAYER, CHANNEL, **o),
     "strengths": lambda m, t, **o: plot.strengths(t, **o),
     "state_size": lambda m, t, **o: plot.state_size(t, training_length=4, **o),
 }
-
-
-@pytest.fixture(params=["float64", "float32"])
-def dtype(request):
-    return request.param
+OF_A_MODEL = {  # that is, of no trace: a bad argument of each, and what is wrong
+    "mixer_attention": ("channel", [LAYER, 18]),
+    "contributions": ("layer", [3]),
+    "contributions at one": ("at", [LAYER, 8]),
+    "relevance": ("token", [17]),
+    "what_if": ("intervene", [2.0]),
+    "what_if of one": ("layers", [Ablate(layers=9)]),
+}
+WIDE = images.COLUMNS + 76
 
 
 @pytest.fixture
 def model(dtype):
-    wide = make_model(SMALL)
-    return MambaForCausalLM(SMALL, params=convert(wide.params, dtype))
+    return small_model(dtype)
 
 
 @pytest.fixture
@@ -105,84 +107,83 @@ def bar_label(ax):
     return bar.get_ylabel()
 
 
-def equal(found, expected, dtype):
-    np.testing.assert_allclose(found, expected, rtol=tolerance("law", dtype), atol=1e-12)
+def close(found, expected, dtype):
+    assert_close_to_scale(found, expected, tolerance("law", dtype), "plot")
 
 
 # --- all of them ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1, 5, 60, 500])
 @pytest.mark.parametrize("name", AXES)
-def test_one_axes_in_and_out(name, length):
-    model = make_model(SMALL)
-    text = trace_of(model, length)
-    figure, ax = pyplot.subplots()
+def test_one_axes_in_and_out(name):
+    model, (figure, ax) = small_model(), pyplot.subplots()
+    text = trace_of(model, 5)
     assert AXES[name](model, text, ax=ax) is ax
     assert pyplot.get_fignums() == [figure.number]
     own = AXES[name](model, text)
     assert isinstance(own, type(ax))
-    assert own.figure.number != figure.number
-    assert len(pyplot.get_fignums()) == 2
-    own.figure.draw_without_rendering()
-    assert own.get_xlabel()
-    assert own.get_ylabel()
+    assert pyplot.get_fignums() == [figure.number, own.figure.number]
 
 
-@pytest.mark.parametrize("length", [1, 5, 60, 500])
 @pytest.mark.parametrize("name", FIGURES)
-def test_one_figure_in_and_out(name, length):
-    model = make_model(SMALL)
-    text = trace_of(model, length)
-    figure = pyplot.figure()
+def test_one_figure_in_and_out(name):
+    model, figure = small_model(), pyplot.figure()
+    text = trace_of(model, 5)
     assert FIGURES[name](model, text, figure=figure) is figure
     assert pyplot.get_fignums() == [figure.number]
     half = pyplot.figure().subfigures(1, 2)[0]
     assert FIGURES[name](model, text, figure=half) is half
     own = FIGURES[name](model, text)
+    assert isinstance(own, pyplot.Figure)
     assert len(pyplot.get_fignums()) == 3
-    own.draw_without_rendering()
-    assert all(ax.get_ylabel() for ax in own.axes)
 
 
+@pytest.mark.parametrize("length", [1, 60, WIDE])
 @pytest.mark.parametrize("name", [*AXES, *FIGURES])
-def test_three_thousand_tokens(name):
-    model = make_model(SMALL)
-    text = trace_of(model, 3000, layers=[LAYER], channels=[0, CHANNEL])
-    drawn = {**AXES, **FIGURES}[name](model, text)
-    getattr(drawn, "figure", drawn).draw_without_rendering()
-    for ax in getattr(drawn, "axes", [drawn]) if name in FIGURES else [drawn]:
-        assert len(ax.xaxis.get_ticklocs()) <= 31
+def test_any_length_can_be_drawn_and_says_what_it_shows(name, length):
+    model = small_model()
+    some = {"layers": [LAYER], "channels": [0, CHANNEL]} if length == WIDE else {}
+    drawn = (AXES | FIGURES)[name](model, trace_of(model, length, **some))
+    figure = drawn if name in FIGURES else drawn.figure
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        assert ax.get_ylabel()
+        assert len(ax.xaxis.get_ticklocs()) <= 41
         assert len(ax.patches) <= 40
-        for image in ax.images:
-            assert image.get_array().shape[1] in (30, 1024, 3000)
+        assert len(ax.child_axes) >= len(ax.images)
+        assert all(bar.get_ylabel() for bar in ax.child_axes)
+        for image, bar in zip(ax.images, ax.child_axes, strict=False):
+            assert ("(log)" in bar.get_ylabel()) == isinstance(image.norm, colors.LogNorm)
+            assert image.get_array().shape[1] <= max(images.COLUMNS, len(image.get_array()))
+            check_colours(image)
+    assert figure.axes[-1].get_xlabel()
 
 
-@pytest.mark.parametrize("name", [*AXES, *FIGURES])
-def test_what_a_trace_lacks_is_named_and_no_figure_is_left(name):
-    model = make_model(SMALL)
-    text = model.trace(np.arange(8), capture=("logits",))
-    if name in ("mixer_attention", "contributions", "contributions at one", "relevance"):
-        with pytest.raises(InputError, match=r"layer|token"):
-            {"relevance": lambda: plot.relevance(model, text.ids, 99)}.get(
-                name, lambda: plot.contributions(model, text.ids, 99, at=0)
-            )()
+def check_colours(image):
+    """Pictures survive grey print: the more, the lighter; zero is white where there are signs."""
+    colours = image.cmap(np.linspace(0, 1, 65))[:, :3]
+    if image.norm.vmin < 0:
+        assert image.norm.vmin == -image.norm.vmax
+        assert (colours[32] > 0.95).all()
     else:
-        with pytest.raises(InputError, match=r"trace: expected one that holds|channel: expected"):
-            {**AXES, **FIGURES}[name](model, text)
+        assert (np.diff(colours @ [0.2126, 0.7152, 0.0722]) > -2e-3).all()
+
+
+@pytest.mark.parametrize("name", (AXES | FIGURES).keys() - OF_A_MODEL.keys())
+def test_what_a_trace_lacks_is_named_and_no_figure_is_left(name):
+    model = small_model()
+    text = model.trace(np.arange(8), capture=("logits",))
+    with pytest.raises(InputError, match=r"trace: expected one that holds|channel: expected"):
+        (AXES | FIGURES)[name](model, text)
     assert not pyplot.get_fignums()
 
 
-@pytest.mark.parametrize("name", [*AXES, *FIGURES])
-def test_every_colour_bar_says_what_and_how(name, model, trace):
-    drawn = {**AXES, **FIGURES}[name](model, trace)
-    getattr(drawn, "figure", drawn).draw_without_rendering()
-    axes = drawn.axes if name in FIGURES else [drawn]
-    for ax in axes:
-        assert all(bar.get_ylabel() for bar in ax.child_axes)
-        assert len(ax.child_axes) >= len(ax.images)
-        for image, bar in zip(ax.images, ax.child_axes, strict=False):
-            assert ("(log)" in bar.get_ylabel()) == isinstance(image.norm, colors.LogNorm)
+@pytest.mark.parametrize("what", OF_A_MODEL)
+def test_what_a_model_lacks_is_named_and_no_figure_is_left(what):
+    named, options = OF_A_MODEL[what]
+    with pytest.raises(InputError, match=rf"{named}: expected"):
+        getattr(plot, what.partition(" ")[0])(small_model(), np.arange(8), *options)
+    assert not pyplot.get_fignums()
 
 
 def test_missing_matplotlib_is_named(monkeypatch, trace):
@@ -202,19 +203,19 @@ def test_another_missing_package_is_not_blamed_on_matplotlib():
 
 def test_delta_of_all_layers(trace, dtype):
     ax = plot.delta(trace)
-    equal(values_of(ax), np.exp(np.log(trace.delta).mean(axis=2)), dtype)
+    close(values_of(ax), np.exp(np.log(trace.delta).mean(axis=2)), dtype)
     assert image_of(ax).origin == BOTTOM_UP
     norm = image_of(ax).norm
     assert isinstance(norm, colors.LogNorm)
-    equal((norm.vmin, norm.vmax), (values_of(ax).min(), values_of(ax).max()), dtype)
+    close((norm.vmin, norm.vmax), (values_of(ax).min(), values_of(ax).max()), dtype)
     assert image_of(ax).get_cmap().name == "cividis"
     assert [t.get_text() for t in ax.get_yticklabels()] == ["0", "1", "2"]
     assert [t.get_text() for t in ax.get_xticklabels()] == list(trace.labels)
     assert ax.get_xlim() == (-0.5, 11.5)
     kept = replace(trace, delta_geometric_mean=None)
-    equal(values_of(plot.delta(kept)), values_of(ax), dtype)
+    close(values_of(plot.delta(kept)), values_of(ax), dtype)
     without = replace(trace, delta=None)
-    equal(values_of(plot.delta(without)), values_of(ax), dtype)
+    close(values_of(plot.delta(without)), values_of(ax), dtype)
 
 
 def test_delta_of_traced_layers_alone(model):
@@ -245,6 +246,41 @@ def test_delta_of_many_channels_is_binned_by_their_median(monkeypatch, trace):
     assert "18 channels in 5 rows" in ax.get_title(loc="left")
 
 
+def test_half_lives_of_channels_stand_beside_them(trace):
+    ax = plot.delta(trace, LAYER)
+    rate = np.sort(trace.delta[LAYER].mean(axis=0) * np.abs(trace.A[LAYER]).mean(axis=1))
+    np.testing.assert_array_equal(ax.get_yticks(), np.arange(0, 18, 3))
+    found = [float(label.get_text()) for label in ax.get_yticklabels()]
+    np.testing.assert_allclose(found, np.log(2) / rate[::3], rtol=0.05, atol=0.5)
+    assert found == sorted(found, reverse=True)
+    still = plot.delta(replace(trace, delta=np.zeros_like(trace.delta)), LAYER)
+    assert {label.get_text() for label in still.get_yticklabels()} == {"inf"}
+
+
+def test_the_latest_tokens_move_on_while_a_text_is_generated(model):
+    tracer, ax = model.tracer(capture=("delta_geometric_mean",)), None
+    for n, _ in enumerate(tracer.stream([[3, 1]], max_new_tokens=8, do_sample=True, seed=1)):
+        drawn, text = plot.latest(tracer.trace, count=3, ax=ax), tracer.trace
+        assert ax is None or drawn is ax
+        ax, values = drawn, text.delta_geometric_mean
+        shown = np.full((3, 3), np.nan)
+        shown[:, : n + 2] = values[:, -3:]
+        np.testing.assert_array_equal(values_of(ax).filled(np.nan), shown)
+        names = [label.get_text() for label in ax.get_xticklabels()]
+        assert names == [*text.labels[-3:], *[""] * (1 - n)]
+        norm = image_of(ax).norm
+        np.testing.assert_allclose((norm.vmin, norm.vmax), (values.min(), values.max()))
+        assert ax.get_title(loc="left").endswith(f"{n + 2} tokens so far")
+        assert bar_label(ax) == "mean Δ (log)"
+    assert n == 7
+    assert not np.isclose(values_of(ax).min(), norm.vmin)  # colours are for all tokens
+    assert len(pyplot.get_fignums()) == 1
+    for count in (0, 201):
+        with pytest.raises(InputError, match="count"):
+            plot.latest(tracer.trace, count=count, ax=ax)
+    assert image_of(ax)  # an error leaves the picture
+
+
 def test_half_lives_are_counted_in_octaves(trace, dtype):
     ax = plot.half_life(trace)
     ridges = [patch.get_data() for patch in ax.patches]
@@ -262,8 +298,23 @@ def test_half_lives_are_counted_in_octaves(trace, dtype):
     np.testing.assert_allclose(np.log2(edges[[0, -1]]) % 1, 0, atol=1e-9)
     assert ax.get_xlim() == (edges[0], edges[-1])
     assert ax.xaxis.get_transform().base == 2
-    assert [text.get_text() for text in ax.texts] == [" convolution: 4", " text: 12"]
+    assert [text.get_text() for text in ax.texts] == [" convolution: 4 ", " text: 12 "]
     assert [line.get_xdata()[0] for line in ax.lines[3:]] == [4, 12]
+
+
+@pytest.mark.parametrize("width", [3, 4, 5, 12])
+def test_names_of_guides_lie_apart_however_near_these_are(width, model):
+    ax = plot.half_life(
+        trace_of(model, 4), ax=pyplot.figure(figsize=(3, 3)).add_subplot(), conv_kernel=width
+    )
+    ax.figure.draw_without_rendering()
+    one, other = (text.get_window_extent() for text in ax.texts)
+    assert one.x1 <= other.x0
+    named = {
+        line.get_xdata()[0]: text.get_text()
+        for line, text in zip(ax.lines[3:], ax.texts, strict=True)
+    }
+    assert named == {4: " text: 4 ", width: f" convolution: {width} "} or width == 4
 
 
 def test_half_lives_beyond_the_ends_and_without_guides(trace):
@@ -416,9 +467,9 @@ def test_receptive_fields(trace):
     for line, name in zip(ax.lines, ("mean_distance", "reach"), strict=True):
         means = [getattr(one, name).mean() for one in found]
         np.testing.assert_allclose(line.get_ydata(), means)
-    low, high = np.quantile([one.reach for one in found], [0.1, 0.9], axis=1)
-    corners = ax.collections[1].get_paths()[0].vertices[:, 1]
-    assert (corners.min(), corners.max()) == (low.min(), high.max())
+    for band, name in zip(ax.collections, ("mean_distance", "reach"), strict=True):
+        ends = np.quantile([getattr(one, name) for one in found], [0.1, 0.9], axis=1)
+        assert set(band.get_paths()[0].vertices[:, 1]) == set(ends.flat)
     one = plot.receptive_field(trace, LAYER)
     expected = analysis.receptive_field(analysis.mean_hidden_attention(trace, LAYER))
     np.testing.assert_array_equal(one.lines[0].get_ydata(), expected.mean_distance)
@@ -452,8 +503,9 @@ def test_state_lines_and_strips(trace):
 
 
 def test_states_at_some_positions_and_at_most_sixteen(dtype):
-    model = make_model(replace_config(state_size=40))
-    text = trace_of(model, 12, every=5, channels=[3, CHANNEL])
+    text = trace_of(
+        make_model(replace(SMALL, state_size=40), dtype=dtype), 12, every=5, channels=[3, CHANNEL]
+    )
     lines = plot.state(text, LAYER, CHANNEL).axes[0].lines
     assert len(lines) == 16 + 1
     np.testing.assert_array_equal(lines[0].get_xdata(), [4, 9])
@@ -462,12 +514,6 @@ def test_states_at_some_positions_and_at_most_sixteen(dtype):
     )
     with pytest.raises(InputError, match="channel"):
         plot.state(text, LAYER, 4)
-
-
-def replace_config(**fields):
-    return MambaConfig(
-        vocab_size=17, hidden_size=10, intermediate_size=18, num_hidden_layers=3, **fields
-    )
 
 
 def test_state_size(trace):
@@ -484,13 +530,22 @@ def test_state_size(trace):
     assert norms.lines[3].get_xdata()[0] == ranks.lines[3].get_xdata()[0] == 9
     assert (norms.get_yscale(), ranks.get_yscale(), ranks.get_xscale()) == ("log", "linear", "log")
     assert ranks.get_ylabel().endswith("of 3")
+    assert ranks.get_ylim()[0] == 0
     assert len(plot.state_size(trace).axes[0].lines) == 3
+
+
+def test_state_size_counts_the_tokens_read_before(model):
+    tracer = model.tracer(capture=("h",), every=2)
+    cache = tracer([[1, 2, 3, 4, 5]], use_cache=True).cache_params
+    tracer([[6, 7, 8, 9]], cache_params=cache)
+    figure = plot.state_size(tracer.last)
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_xdata(), [6, 8])
 
 
 def test_residual_norm(trace, dtype):
     ax = plot.residual_norm(trace)
     np.testing.assert_array_equal(values_of(ax), trace.residual_norm)
-    equal(
+    close(
         values_of(plot.residual_norm(replace(trace, residual_norm=None))),
         trace.residual_norm,
         dtype,
@@ -503,7 +558,7 @@ def test_residual_norm(trace, dtype):
 def test_logit_lens_names_the_likeliest(model, trace):
     ax = plot.logit_lens(model, trace, positions=[0, -1])
     lens = analysis.logit_lens(model, trace, k=1)
-    np.testing.assert_array_equal(values_of(ax), lens.probabilities[:, [0, 11], 0])
+    close(values_of(ax), lens.probabilities[:, [0, 11], 0], values_of(ax).dtype)
     assert [text.get_text() for text in ax.texts] == [str(i) for i in lens.ids[:, [0, 11], 0].flat]
     assert [text.get_position() for text in ax.texts[:3]] == [(0, 0), (1, 0), (0, 1)]
     assert (image_of(ax).norm.vmin, image_of(ax).norm.vmax) == (0, 1)
@@ -525,6 +580,21 @@ def test_logit_lens_writes_so_that_it_can_be_read():
         assert drawn.get_text() == spelled or drawn.get_text() == f"{spelled[:7]}…"
         assert drawn.get_color() == ("black" if p > 0.5 else "white")
         assert not drawn.get_parse_math()
+
+
+def test_logit_lens_cuts_names_to_what_fits_into_a_cell(model, trace):
+    class Words:
+        def convert_ids_to_tokens(self, ids):
+            return [f"eight{i:03}" if i % 2 else "nineteen!" for i in ids]
+
+        def stream_decoder(self):
+            return None
+
+    texts = plot.logit_lens(model, trace, tokenizer=Words()).texts
+    ids = analysis.logit_lens(model, trace, k=1).ids
+    expected = [f"eight{i:03}" if i % 2 else "ninetee…" for i in ids.flat]
+    assert len(set(expected)) > 2
+    assert [text.get_text() for text in texts] == expected
 
 
 def test_logit_lens_of_too_many_tokens_says_what_to_do(model):
@@ -556,6 +626,62 @@ def test_relevance_beside_the_logit(model, trace):
     assert ax.get_xticklabels()[-1].get_text() == "biases"
 
 
+CHANGES = [ScaleDelta(3.0), Ablate(layers=2), CutPath(source=2)]
+
+
+def log_p_of(logits):
+    logits = logits.astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def test_what_if_of_a_text(model, trace):
+    whole = log_p_of(model(trace.ids[None]).logits[0])
+    with model.intervene(*CHANGES):
+        changed = log_p_of(model(trace.ids[None]).logits[0])
+    sums, expected = [], []
+    for one in (whole, changed):
+        expected.append([0.0, *one[np.arange(11), trace.ids[1:]]])
+        sums.append(np.sum(expected[-1]))
+    ax = plot.what_if(model, trace.ids, *CHANGES)
+    close(bars_of(ax), np.subtract(expected[1], expected[0]), model.dtype)
+    assert bars_of(ax)[1:].all()
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(trace.labels)
+    assert ax.get_title(loc="left") == f"what if: log p {sums[0]:.2f} → {sums[1]:.2f}"
+    assert not bars_of(plot.what_if(model, trace.ids, ScaleDelta(1))).any()
+
+
+def test_what_if_of_the_next_token(model, trace):
+    ids = trace.ids[:9]
+    whole = log_p_of(model(ids[None]).logits[0, -1])
+    with model.intervene(*CHANGES):
+        changed = log_p_of(model(ids[None]).logits[0, -1])
+    order = np.argsort(-np.maximum(whole, changed))[:5]
+    assert not np.array_equal(order, np.argsort(-whole)[:5])
+    assert not np.array_equal(order, np.argsort(-changed)[:5])
+    for at in (8, -4):
+        ax = plot.what_if(model, trace.ids, *CHANGES, at=at, k=5)
+        close(bars_of(ax), (changed - whole)[order], model.dtype)
+        assert [t.get_text() for t in ax.get_xticklabels()] == [str(i) for i in order]
+        assert ax.get_xlabel() == "next after position 8"
+    assert len(bars_of(plot.what_if(model, trace.ids, *CHANGES, at=8))) == 10
+
+
+@pytest.mark.parametrize(("name", "options"), [("at", {"at": 12}), ("k", {"at": 0, "k": 18})])
+def test_bad_arguments_of_what_if(name, options):
+    with pytest.raises(InputError, match=rf"^{name}: expected"):
+        plot.what_if(small_model(), np.arange(12), *CHANGES, **options)
+    assert not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize("at", [None, 3])
+def test_what_if_of_logits_that_are_not_finite(at):
+    model = small_model()
+    model.params.norm_f[0] = np.nan
+    with pytest.raises(NonFiniteError, match="logits"):
+        plot.what_if(model, np.arange(8), *CHANGES, at=at)
+    assert not pyplot.get_fignums()
+
+
 # --- scales and colours ---------------------------------------------------------------------------
 
 
@@ -583,11 +709,8 @@ def test_signed_scales():
     assert figures.signed_norm(-np.array([-9.0, 1.0, 1.0, 1.0]), share=0.5)[1] == "max"
 
 
-@pytest.mark.parametrize("cmap", ["cividis", "magma"])
-def test_sequential_colours_get_lighter(cmap):
-    """So that pictures survive grey print: the luminance never falls."""
-    rgb = matplotlib.colormaps[cmap](np.linspace(0, 1, 64))[:, :3]
-    assert (np.diff(rgb @ [0.2126, 0.7152, 0.0722]) > -2e-3).all()
+def test_points_have_marks_up_to_sixty():
+    assert [figures.marker_for(count) for count in (1, 60, 61)] == ["o", "o", None]
 
 
 def test_wide_pictures_have_columns_of_means(monkeypatch):

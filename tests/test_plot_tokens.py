@@ -75,7 +75,7 @@ def test_small_axes_have_as_many_names_as_fit(inches):
 
 
 def test_special_tokens_are_in_italics(ax):
-    spelled = ["<|endoftext|>", "Once", "</s>", "[CLS]", "<b>", "[x]", "<pad>"]
+    spelled = ["<|endoftext|>", "Once", "</s>", "[CLS]", "<b>", "[x]", "<pad>", "</s>x"]
     token_axis(ax.xaxis, spelled, tokens=spelled)
     styles = [tick.get_style() for tick in ax.get_xticklabels()]
     italic = [name for name, style in zip(spelled, styles, strict=True) if style == "italic"]

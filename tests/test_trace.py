@@ -1,5 +1,7 @@
 """Traces of one reading: every quantity against float64 loops, and that looking changes nothing."""
 
+import gc
+import sys
 import time
 import tracemalloc
 
@@ -18,6 +20,7 @@ from mamba_np.errors import CacheError, InputError
 from mamba_np.kernels import cpu, observing
 from mamba_np.params import convert
 from mamba_np.trace import QUANTITIES, reading
+from mamba_np.trace.request import SPELT, Request
 
 EVERYTHING = tuple(QUANTITIES)
 ENGINES = [("cpu", "float32"), ("numpy", "float32"), ("numpy", "float64")]
@@ -406,29 +409,56 @@ def test_the_estimate_is_the_size(length, capture, every, channels, layers):
     model = odd_model()
     guess = Trace.estimate(model, length, layers, channels, capture, every=every)
     short = length % 40 + 1
-    options = {"every": every, "tokenizer": None}
-    trace = model.trace(some_ids(short), layers, channels, capture, **options)
+    trace = model.trace(some_ids(short), layers, channels, capture, every=every)
     size = Trace.estimate(model, short, layers, channels, capture, every=every)
-    assert size == trace.nbytes + 16 * short
-    assert guess >= 24 * length
+    texts = min(short, 23) * sys.getsizeof("22") + 8 * short  # digits, in a tuple that is both
+    assert size == trace.nbytes + trace.layers.nbytes + trace.channels.nbytes + texts
+    assert guess >= 16 * length
 
 
-@pytest.mark.parametrize(
-    ("capture", "length"), [(("delta", "B"), 3000), (("delta_mean",), 8000), (("logits",), 300)]
-)
-def test_the_estimate_is_what_memory_grows_by(capture, length, model):
-    ids = some_ids(length)
-    model.trace(ids[:10], capture=capture)
+def memory_of(model, ids, capture):
+    """Return what memory grows by when a text is traced."""
     tracemalloc.start()
     try:
+        model.trace(ids, capture=capture)  # once more: what Python keeps for later is not ours
+        gc.collect()
         before, _ = tracemalloc.get_traced_memory()
         trace = model.trace(ids, capture=capture)
+        gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
+    assert len(trace) == len(ids)
+    return grown
+
+
+@pytest.mark.parametrize("spelt", [True, False])
+@pytest.mark.parametrize(
+    ("capture", "length"),
+    [(("delta", "B"), 2000), (("delta_mean",), 512), (("delta_mean",), 4096), (("logits",), 300)],
+)
+def test_the_estimate_is_what_memory_grows_by(capture, length, spelt, model, rng):
+    model = model if spelt else MambaForCausalLM(model.config, params=model.params)
+    ids = rng.permutation(4096)[:length]
     guess = Trace.estimate(model, length, capture=capture)
-    assert len(trace) == length
-    assert abs(grown - guess) <= 0.1 * guess
+    assert abs(memory_of(model, ids, capture) - guess) <= 0.1 * guess
+
+
+@pytest.mark.parametrize("spelt", [True, False])
+def test_the_estimate_counts_a_token_that_comes_again_as_another_one(spelt, model):
+    model = model if spelt else MambaForCausalLM(model.config, params=model.params)
+    ids = some_ids(4096)
+    guess = Trace.estimate(model, 4096, capture=("delta_mean",))
+    texts = (SPELT if spelt else sys.getsizeof("4095")) * (4096 - ODD["vocab_size"])
+    grown = memory_of(model, ids, ("delta_mean",))
+    assert abs(grown - (guess - texts)) <= 0.1 * grown
+
+
+def test_the_estimate_asks_the_tokenizer_given(model, tokenizer):
+    plain = MambaForCausalLM(model.config, params=model.params)
+    digits, spelt = (Trace.estimate(plain, 100, tokenizer=t) for t in (None, tokenizer))
+    assert spelt - digits == 100 * (8 + SPELT - sys.getsizeof("4095"))
+    assert spelt == Trace.estimate(model, 100)
 
 
 def test_means_of_a_long_text_need_little_memory():
@@ -477,10 +507,9 @@ def test_the_limit_is_a_gibibyte_unless_it_is_raised():
 
     class Shape:  # of mamba-130m, without its weights
         compute_dtype = np.dtype(np.float32)
+        _loaded = None
 
     Shape.config = config
-    from mamba_np.trace.request import Request
-
     request = Request.of(Shape, capture=("delta",))
     request.check_size(7000)
     with pytest.raises(InputError, match=r"at most 1,024.0 MiB, found 1,\d\d\d.\d MiB"):

@@ -12,8 +12,7 @@ from tokenizers import decoders, models
 from mamba_np import AutoTokenizer
 from mamba_np.tokenizer.stream import BYTE_ALPHABET
 from mamba_np.trace import labels
-from mamba_np.trace.labels import REST, labels_of
-from mamba_np.trace.tracer import texts_of
+from mamba_np.trace.labels import REST, labels_of, texts_of
 
 
 def spelled(data):
@@ -58,7 +57,7 @@ def test_labels_read_as_the_text_wherever_it_is_cut(text, data):
         found = labels_of(pieces, True)
     assert len(found) == len(pieces)
     assert all(found)
-    expected = "".join(labels.shown(c) for c in text if c != REST)
+    expected = "".join(labels.visible(c) for c in text if c != REST)
     assert "".join(found).replace(REST, "") == expected
 
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from mamba_np import __version__, code_folder
 from mamba_np.errors import InputError
 from mamba_np.kernels import options
 from mamba_np.warmup import warmup
@@ -45,16 +46,16 @@ def test_the_folder_carries_version_and_sources(tmp_path, monkeypatch):
     folder = options.cache_folder()
     assert folder.is_dir()
     assert folder.parent == tmp_path / "mamba_np"
-    assert folder.name.startswith(options.__version__ + "-")
+    assert folder.name.startswith(__version__ + "-")
 
 
 def test_a_folder_that_others_can_write_to_is_not_trusted(tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()
-    assert options._usable(shared / "own")
+    assert code_folder.usable(shared / "own")
     if os.name == "posix":
         shared.chmod(0o777)
-        assert not options._usable(shared)
+        assert not code_folder.usable(shared)
 
 
 def test_no_folder_at_all(tmp_path, monkeypatch):

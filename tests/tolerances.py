@@ -28,6 +28,17 @@ TOLERANCES = {
     # only the order of sums differs.
     ("law", "float64"): 1e-12,
     ("law", "float32"): 2e-5,
+    # The same scan by a GPU's kernels: its power of two is good to 2 units in the last place, and
+    # step sizes are sums of rounded ones where a text is cut into chunks.
+    ("gpu scan", "float32"): 1e-5,
+    # Outputs rounded to bfloat16: 8 bits, half a unit in the last place is 4e-3 of each value.
+    ("gpu scan", "bfloat16"): 4e-3,
+    # A whole model on a GPU against float64. With bfloat16 weights the inputs of a prompt's
+    # products are rounded to bfloat16, too: each to 2e-3 of itself.
+    ("gpu model", "float32"): 1e-5,
+    ("gpu model", "float16"): 1e-5,
+    ("gpu model", "int8"): 1e-5,
+    ("gpu model", "bfloat16"): 2e-2,
     # A derivative against differences of the function: of six values, each rounded, over 3e-4, or
     # over 1e-5 beside a kink. Measured: 8e-12 and 3e-10.
     ("difference", "float64"): 1e-9,

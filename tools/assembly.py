@@ -121,27 +121,40 @@ def kernels_llvm(optimised: bool, dtypes: tuple[str, ...] = DTYPES) -> dict[str,
 
 def _print_llvm(dtypes: list[str]) -> None:
     """Compile the kernels by using them; write their LLVM code to the standard output."""
-    from mamba_np.kernels import barrier, linear, rows, rows_backward, scan, scan_backward, step
+    from mamba_np.kernels import (
+        attention,
+        barrier,
+        linear,
+        observing,
+        rows,
+        rows_backward,
+        scan,
+        scan_backward,
+        step,
+    )
     from mamba_np.warmup import warmup
 
     for _ in warmup(dtypes):
         pass
-    _train_once()
+    _train_and_trace()
+    forward, backward = (barrier, linear, rows, scan, step), (rows_backward, scan_backward)
     found = {}
-    for module in (barrier, linear, rows, rows_backward, scan, scan_backward, step):
+    for module in (*forward, *backward, observing, attention):
         for name, kernel in vars(module).items():
             for signature in _own_signatures(module, kernel):
                 found[f"{name}({_dtype_in(signature)})"] = kernel.inspect_llvm(signature)
     sys.stdout.buffer.write(pickle.dumps(found))
 
 
-def _train_once() -> None:
-    """Use the kernels of the backward pass."""
-    from mamba_np import MambaConfig, MambaForCausalLM
+def _train_and_trace() -> None:
+    """Use the kernels of the backward pass, and those that look on at a prompt and at a token."""
+    from mamba_np import MambaConfig, MambaForCausalLM, analysis
     from mamba_np.gradients import loss_and_gradients
 
-    config = MambaConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1)
-    loss_and_gradients(MambaForCausalLM(config, rng=0), [[1, 2, 3]], [[1, 2, 3]])
+    model = MambaForCausalLM(MambaConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1), rng=0)
+    loss_and_gradients(model, [[1, 2, 3]], [[1, 2, 3]])
+    model.trace([1], capture=("delta",))
+    analysis.mean_hidden_attention(model.trace([1, 2, 3], capture=("delta", "B", "C")), layer=0)
 
 
 def _own_signatures(module: Any, kernel: Any) -> list:

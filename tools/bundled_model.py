@@ -17,9 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mamba_np import AutoTokenizer, MambaConfig, MambaForCausalLM, Trainer, TrainingArguments
+from mamba_np import AutoTokenizer, MambaConfig, MambaForCausalLM, SFTConfig, SFTTrainer
 from mamba_np.scoring import score_text
-from mamba_np.training import DataOptions
 
 VOCABULARY, END = 4096, "<|endoftext|>"
 LENGTH, BATCH = 512, 8
@@ -59,17 +58,10 @@ def make_tokenizer(data: Path, run: Path) -> None:
 # --- training -----------------------------------------------------------------------------------
 
 
-class StoriesTrainer(Trainer):
-    """A Trainer whose rows are cut to ``LENGTH`` tokens."""
-
-    def data_options(self) -> DataOptions:
-        """Return how the text becomes rows."""
-        return DataOptions(max_length=LENGTH)
-
-
 def train(data: Path, run: Path, steps: int, seed: int) -> None:
     """Train from random parameters, or from the run's last checkpoint."""
-    arguments = TrainingArguments(
+    arguments = SFTConfig(
+        max_length=LENGTH,
         output_dir=run / "checkpoints",
         max_steps=steps,
         per_device_train_batch_size=BATCH,
@@ -85,7 +77,7 @@ def train(data: Path, run: Path, steps: int, seed: int) -> None:
         save_total_limit=2,
         seed=seed,
     )
-    trainer = StoriesTrainer(
+    trainer = SFTTrainer(
         model=MambaForCausalLM(CONFIG, rng=seed),
         args=arguments,
         train_dataset=data,

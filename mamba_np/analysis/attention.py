@@ -29,10 +29,11 @@ def hidden_attention(trace: Any, layer: int, channel: int) -> NDArray:  # (L L)
     return alpha
 
 
-def written(A_bar: NDArray, B_bar: NDArray) -> Iterator[NDArray]:  # (L N), (L N) -> (t + 1 N) ...
+def written(A_bar: NDArray, B_bar: NDArray) -> Iterator[NDArray]:
     """Yield what the state holds of each token so far, after each step, had their x been 1.
 
     The recurrence itself, with what each token wrote kept apart: no logarithm, no division.
+    (L ... N), (L ... N) -> (t + 1 ... N) for each t; a view that the next step writes over.
     """
     kept = np.zeros_like(B_bar)
     for t in range(len(B_bar)):

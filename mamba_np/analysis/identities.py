@@ -54,11 +54,10 @@ def influence(trace: Any, layer: int) -> float:
     """Token by token it is the sum over later outputs of |C| times what is left of |B_bar x|."""
     x, C, d = of_layer(trace, layer, "x"), of_layer(trace, layer, "C"), dynamics(trace, layer)
     A_bar, B_bar = d.steps()
-    expected, left = np.zeros(len(x)), np.zeros_like(A_bar)
-    for t in range(len(x)):
-        left[:t] *= np.abs(A_bar[t])
-        left[t] = np.abs(B_bar[t] * x[t, :, None])
-        expected[: t + 1] += (left[: t + 1] * np.abs(C[t])).sum(axis=(1, 2))
+    expected = np.zeros(len(x))
+    sizes = attention.written(np.abs(A_bar), np.abs(B_bar * x[:, :, None]))
+    for t, left in enumerate(sizes):
+        expected[: t + 1] += (left * np.abs(C[t])).sum(axis=(1, 2))
     return _off(memory.influence(trace, layer), expected)
 
 

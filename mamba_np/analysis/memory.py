@@ -79,7 +79,7 @@ def state_shares(trace: Any, layer: int, at: int = -1) -> NDArray:  # (t + 1)
     squares = np.zeros(at + 1)
     for channels in d.groups(at + 1):
         A_bar, B_bar = d.steps(slice(at + 1), channels)
-        parts = _kept_until_the_end(A_bar) * B_bar * x[: at + 1, channels, None]
+        parts = kept_until_the_end(A_bar) * B_bar * x[: at + 1, channels, None]
         squares += np.square(parts, dtype=np.float64).sum(axis=(1, 2))
     return eq.sqrt(squares)
 
@@ -91,7 +91,7 @@ def state_parts(trace: Any, layer: int, channel: int, at: int = -1) -> NDArray: 
     column, x = trace.column(channel), of_layer(trace, layer, "x")
     at = position(at, len(x))
     A_bar, B_bar = dynamics(trace, layer).steps(slice(at + 1), [column])
-    return (_kept_until_the_end(A_bar) * B_bar)[:, 0] * x[: at + 1, [column]]
+    return (kept_until_the_end(A_bar) * B_bar)[:, 0] * x[: at + 1, [column]]
 
 
 def influence(trace: Any, layer: int) -> NDArray:  # (L)
@@ -111,7 +111,7 @@ def influence(trace: Any, layer: int) -> NDArray:  # (L)
     return found
 
 
-def _kept_until_the_end(A_bar: NDArray) -> NDArray:  # (L c N) -> (L c N)
+def kept_until_the_end(A_bar: NDArray) -> NDArray:  # (L c N) -> (L c N)
     """Return the product of all later A_bar, 1 for the last token."""
     kept = np.ones_like(A_bar)
     np.cumprod(A_bar[:0:-1], axis=0, out=kept[-2::-1])

@@ -7,18 +7,22 @@ biases (after arXiv:2405.16504 and arXiv:2502.15612).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import equations as eq
+from ..backward import activation_slope
 from ..checks import integer
 from ..errors import InputError
 from ..gradients import keep
 from ..params import Layer, convert
-from ..reference import Steps, linear
+from ..reference import Steps, linear, selective_scan
 from ..trace.tracer import one_text
+from .attention import written
+from .memory import kept_until_the_end
 from .parts import Dynamics, position
 
 
@@ -36,15 +40,12 @@ def mixer_of(model: Any, ids: Any, layer: int) -> Mixer:
     """Compute one mixer's steps by the NumPy reference; raises InputError for a bad argument."""
     last = model.config.num_hidden_layers - 1
     layer = integer("layer", layer, low=0, high=last, error=InputError)
-    params = convert(model.params, model.compute_dtype)
-    some = params.__class__(
-        params.embeddings, params.layers[: layer + 1], params.norm_f, params.lm_head
-    )
-    _, _, s = keep(some, model.config, one_text(ids)).blocks[layer]
+    params, config = convert(model.params, model.compute_dtype), model.config
+    so_far = replace(params, layers=params.layers[: layer + 1])
+    _, _, s = keep(so_far, config, one_text(ids)).blocks[layer]
     own, (delta, B, *_) = params.layers[layer], s.selected
-    moves = Dynamics(delta[0], eq.continuous_A(own.A_log), B[0], model.config.discretisation)
-    # x = conv * slope; where conv is 0, so is x for every activation but a shifted one
-    slope = np.divide(s.x[0], s.conv[0], out=np.zeros_like(s.x[0]), where=s.conv[0] != 0)
+    moves = Dynamics(delta[0], eq.continuous_A(own.A_log), B[0], config.discretisation)
+    slope = activation_slope(s.conv[0], config.hidden_act, held=True)
     return Mixer(own, s, moves, slope, eq.silu(s.z[0]))
 
 
@@ -82,9 +83,8 @@ def contributions(model: Any, ids: Any, layer: int, at: int = -1) -> Contributio
     """
     m = mixer_of(model, ids, layer)
     at = position(at, len(m.slope))
-    whole = slice(0, m.slope.shape[1])
-    row = next(row for t, row in enumerate(_rows(m, whole)) if t == at)
-    tokens = linear((row * m.steps.inputs[0, : at + 1])[None], m.layer.out_proj)[0]
+    A_bar, B_bar = m.dynamics.steps(slice(at + 1))
+    tokens = _parts(m, _row(m, kept_until_the_end(A_bar) * B_bar, slice(None)))
     output = linear(m.steps.gated[:, at : at + 1], m.layer.out_proj, m.layer.out_proj_bias)[0, 0]
     bias = linear(gated_bias(m)[None, at : at + 1], m.layer.out_proj, m.layer.out_proj_bias)[0, 0]
     return Contributions(tokens, bias, output)
@@ -94,39 +94,39 @@ def contribution_norms(model: Any, ids: Any, layer: int) -> NDArray:  # (L L)
     """Return the length of each token's contribution (columns) to each output (rows)."""
     m = mixer_of(model, ids, layer)
     found = np.zeros((len(m.slope), len(m.slope)), m.slope.dtype)
-    for t, row in enumerate(_rows(m, slice(0, m.slope.shape[1]))):
-        parts = linear((row * m.steps.inputs[0, : t + 1])[None], m.layer.out_proj)[0]
-        found[t, : t + 1] = np.linalg.norm(parts, axis=1)
+    for t, row in enumerate(_rows(m, slice(None))):
+        found[t, : t + 1] = np.linalg.norm(_parts(m, row), axis=1)
     return found
+
+
+def _parts(m: Mixer, row: NDArray) -> NDArray:  # (t + 1, E) -> (t + 1, D)
+    """Return what each token contributes to an output of the mixer that has such a row."""
+    return linear((row * m.steps.inputs[0, : len(row)])[None], m.layer.out_proj)[0]
 
 
 def _rows(m: Mixer, channels: slice) -> Iterator[NDArray]:
     """Yield, for each output t, what it gets of the inputs of the tokens so far: (t + 1, c)."""
-    A_bar, B_bar = m.dynamics.steps(channels=channels)
-    C, K = m.steps.selected.C[0], m.layer.conv.shape[1]
-    D, weights = m.layer.D[channels], m.layer.conv[channels]
-    kept = np.zeros_like(A_bar)
-    for t in range(len(A_bar)):
-        kept[:t] *= A_bar[t]
-        kept[t] = B_bar[t]
-        read = kept[: t + 1] @ C[t]  # (t + 1 c): alpha
-        read[t] += D
-        met = read * m.slope[: t + 1, channels]
-        row = np.zeros_like(met)
-        for k in range(min(K, t + 1)):  # weight K - 1 - k meets the token k steps ago
-            row[: t + 1 - k] += met[k:] * weights[:, K - 1 - k]
-        yield row * m.gate[t, channels]
+    for kept in written(*m.dynamics.steps(channels=channels)):
+        yield _row(m, kept, channels)
 
 
-def gated_bias(m: Mixer) -> NDArray:  # (L E)
+def _row(m: Mixer, kept: NDArray, channels: slice) -> NDArray:  # (t + 1, c, N) -> (t + 1, c)
+    """Return the row of the last token, of whose state ``kept`` has each token's part."""
+    count, weights = len(kept), m.layer.conv[channels]
+    read = kept @ m.steps.selected.C[0, count - 1]  # alpha
+    read[-1] += m.layer.D[channels]
+    met, row = read * m.slope[:count, channels], np.zeros_like(read)
+    K = weights.shape[1]
+    for k in range(min(K, count)):  # weight K - 1 - k meets the token k steps ago
+        row[: count - k] += met[k:] * weights[:, K - 1 - k]
+    return row * m.gate[count - 1, channels]
+
+
+def gated_bias(m: Mixer) -> NDArray:  # (L, E)
     """Return what the convolution's bias does to each gated output."""
-    bias = 0 if m.layer.conv_bias is None else m.layer.conv_bias
-    driven = m.slope * bias  # (L E): x had the convolution been its bias
-    y = np.empty_like(driven)
-    h = np.zeros_like(m.dynamics.A)
-    for now, A_bar, B_bar in m.dynamics.blocks():
-        for i in range(len(A_bar)):
-            t = now.start + i
-            h = eq.state_update(h, A_bar[i], B_bar[i] * driven[t, :, None])
-            y[t] = h @ m.steps.selected.C[0, t]
-    return (y + m.layer.D * driven) * m.gate
+    delta, A, B, rule = m.dynamics
+    driven = m.slope * (0 if m.layer.conv_bias is None else m.layer.conv_bias)
+    nothing, discretise = np.zeros((1, *A.shape), A.dtype), eq.DISCRETISATIONS[rule]
+    scan = driven[None], delta[None], A, B[None], m.steps.selected.C, nothing
+    y, _ = selective_scan(*scan, discretise=discretise)
+    return (y[0] + m.layer.D * driven) * m.gate

@@ -100,8 +100,7 @@ def explanation(
 
     from .. import equations as eq
     from ..analysis import logit_lens, relevance
-    from ..report.contents import names_of
-    from ..trace.tracer import texts_of
+    from ..trace.labels import names_of, texts_of
 
     shares = relevance(network, ids, token)
     last = _last_token(network, tokenizer, ids)

@@ -119,7 +119,7 @@ def _traced(network: Any, tokenizer: Any, ids: list[int], layers: list[int] | No
     from ..report import CAPTURE
     from ..trace import LIMIT, Trace
 
-    size = Trace.estimate(network, len(ids), layers, None, CAPTURE)
+    size = Trace.estimate(network, len(ids), layers, None, CAPTURE, tokenizer=tokenizer)
     if size > LIMIT:
         raise InputError(
             f"--max-tokens: expected a trace of at most {LIMIT:,} bytes, found {size:,} for "
@@ -135,7 +135,7 @@ def table_of(
     import numpy as np
 
     from .. import equations as eq
-    from ..report.contents import names_of
+    from ..trace.labels import names_of
 
     capture = ("delta_geometric_mean", "logits")
     trace = network.trace(ids, layers, capture=capture, tokenizer=tokenizer)

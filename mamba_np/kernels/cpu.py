@@ -15,7 +15,7 @@ from .. import equations as eq
 from .. import reference
 from ..config import MambaConfig
 from ..params import Layer, Params
-from ..reference import State, cross_entropy, embed, rms_norm
+from ..reference import State, cross_entropy, embed, memory_of, rms_norm
 from ..threads import Member, get_num_threads, run_team
 from .decode import DECODE_TEXTS, decode
 from .head import head
@@ -33,6 +33,7 @@ __all__ = [
     "cross_entropy",
     "embed",
     "head",
+    "memory_of",
     "mixer",
     "rms_norm",
     "run",

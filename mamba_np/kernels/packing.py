@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import equations as eq
 from ..config import MambaConfig
 from ..errors import BackendError
-from ..params import Layer, Params
+from ..params import Layer, Params, may_change
 from .lanes import WIDTH
 from .memory import pointer
 from .options import kernel
@@ -216,7 +216,7 @@ def packed(params: Params, config: MambaConfig) -> Packed:
     found = _packed.get(params)
     if found is not None and (found[1] is None or found[1].unchanged()):
         return found[0]
-    changing = [array for array in _copied(params) if _may_change(array)]
+    changing = [array for array in _copied(params) if may_change(array)]
     in_rows = all(array.flags.forc for array in changing)
     watch = Watch(changing) if changing and in_rows else None  # first: what changes meanwhile shows
     sizes = Sizes.of(config)
@@ -243,15 +243,6 @@ def _copied(params: Params) -> list[NDArray]:
 
 def _is_array(part: Any) -> bool:
     return isinstance(part, np.ndarray)  # neither int8 weights nor a bias that there is not
-
-
-def _may_change(array: Any) -> bool:
-    """Return whether an array, or one that it is a view of, can be written to."""
-    while _is_array(array):
-        if array.flags.writeable:
-            return True
-        array = array.base
-    return False
 
 
 class Watch:

@@ -330,6 +330,6 @@ def _model_like(base: MambaForCausalLM, params: Params) -> MambaForCausalLM:
     config = base.config
     if params.tied != config.tie_word_embeddings:
         config = MambaConfig(**config.to_dict() | {"tie_word_embeddings": params.tied})
-    model = MambaForCausalLM(config, params=params, backend=base.backend)
+    model = MambaForCausalLM(config, params=params, backend=base.requested_backend)
     model.generation_config = base.generation_config
     return model

@@ -14,8 +14,8 @@ from .attention import (
     similarity,
 )
 from .figures import STYLE, MissingPackageError
-from .memory import delta, half_life, influence, state_shares, strengths, survival
-from .predictions import logit_lens, relevance
+from .memory import delta, half_life, influence, latest, state_shares, strengths, survival
+from .predictions import logit_lens, relevance, what_if
 from .states import residual_norm, state, state_size
 from .tokens import token_axis
 
@@ -27,6 +27,7 @@ __all__ = [
     "half_life",
     "hidden_attention",
     "influence",
+    "latest",
     "logit_lens",
     "mixer_attention",
     "receptive_field",
@@ -39,4 +40,5 @@ __all__ = [
     "strengths",
     "survival",
     "token_axis",
+    "what_if",
 ]

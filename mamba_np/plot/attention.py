@@ -10,7 +10,7 @@ from ..analysis import hidden_attention as hidden_attention_of
 from ..analysis import mixer_attention as mixer_attention_of
 from ..analysis import receptive_field as receptive_field_of
 from ..analysis import similarity as similarity_of
-from .figures import axes_of, bars_and_rest, library, width_for
+from .figures import axes_of, bars_and_rest, library, marker_for, width_for
 from .images import of_pairs, of_past
 from .tokens import layer_axis, text_of, token_axis
 
@@ -100,7 +100,7 @@ def receptive_field(
     InputError without, and for a share that is not above 0 and at most 1.
     """
     chosen = trace.layers if layer is None else [layer]
-    found = [receptive_field_of(mean_hidden_attention(trace, int(i)), share) for i in chosen]
+    found = [receptive_field_of(mean_hidden_attention(trace, i), share) for i in chosen]
     length = len(trace)
     ax = axes_of(ax, 5.6 if layer is None else width_for(length), 3.4)
     names = (("mean_distance", "mean distance"), ("reach", f"reach of {share:.0%}"))
@@ -113,8 +113,7 @@ def receptive_field(
             ax.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
             ax.plot(places, values.mean(axis=1), marker="o", color=colour, label=label)
         else:
-            marker = "o" if length <= 60 else None
-            ax.plot(values[0], color=colour, marker=marker, markersize=3, label=label)
+            ax.plot(values[0], color=colour, marker=marker_for(length), markersize=3, label=label)
     if layer is None:
         layer_axis(ax.xaxis, trace.layers)
     else:

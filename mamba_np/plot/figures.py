@@ -119,9 +119,7 @@ def signed_norm(values: NDArray, share: float = 0.0) -> tuple[Any, str]:
 
 
 def _ends(below: bool, above: bool) -> str:
-    return {(False, False): "neither", (True, False): "min", (False, True): "max"}.get(
-        (below, above), "both"
-    )
+    return ("neither", "max", "min", "both")[2 * below + above]
 
 
 def ramp(count: int, name: str = "viridis") -> list[Any]:
@@ -151,16 +149,20 @@ def thinned(count: int, limit: int) -> list[int]:
 # --- shapes ---------------------------------------------------------------------------------------
 
 
-def bars(ax: Any, values: NDArray, colour: Any = POSITIVE, negative: Any = NEGATIVE) -> None:
+def marker_for(count: int) -> str | None:
+    """Return the mark of each of a line's ``count`` points; None where marks would touch."""
+    return "o" if count <= 60 else None
+
+
+def bars(ax: Any, values: NDArray) -> None:
     """Draw values (L) as bars at 0 ... L - 1, the negative ones in another colour.
 
     Two outlines, not L rectangles: so thousands of them take no time.
     """
     edges = np.arange(len(values) + 1) - 0.5
-    for part, own in ((np.maximum(values, 0), colour), (np.minimum(values, 0), negative)):
-        if part.any() or own is colour:
-            ax.stairs(part, edges, fill=True, color=own, linewidth=0)
-    if (np.asarray(values) < 0).any():
+    for part, colour in ((np.maximum(values, 0), POSITIVE), (np.minimum(values, 0), NEGATIVE)):
+        ax.stairs(part, edges, fill=True, color=colour, linewidth=0)
+    if (values < 0).any():
         ax.axhline(0, color="0.3", linewidth=0.6)
     ax.set_xlim(-0.5, len(values) - 0.5)
 

@@ -62,11 +62,6 @@ def of_pairs(
     return ax
 
 
-def past(values: NDArray) -> Any:  # (L L) -> (L L)
-    """Return the values with those of the future masked: nothing can be there."""
-    return np.ma.array(values, mask=np.triu(np.ones(values.shape, bool), 1))
-
-
 def of_past(
     text: Any, values: NDArray, label: str, *, ax: Any, norm: Any, cmap: Any, signed: bool
 ) -> Any:
@@ -74,10 +69,9 @@ def of_past(
 
     That of magnitudes is logarithmic and ends at a thousandth of the largest.
     """
-    extend = "neither"
-    if norm is None and signed:
-        norm, extend = signed_norm(np.tril(values), share=0.005)
-    elif norm is None:
-        norm, extend = log_norm(np.tril(values)[np.tril_indices(len(values))], floor=1e-3)
-    cmap = cmap or ("RdBu_r" if signed else "magma")
-    return of_pairs(text, past(values), label, ax=ax, norm=norm, cmap=cmap, extend=extend)
+    future = np.triu(np.ones(values.shape, bool), 1)  # nothing can be there
+    extend, past = "neither", values[~future]
+    if norm is None:
+        norm, extend = signed_norm(past, share=0.005) if signed else log_norm(past, floor=1e-3)
+    cmap, shown = cmap or ("RdBu_r" if signed else "magma"), np.ma.array(values, mask=future)
+    return of_pairs(text, shown, label, ax=ax, norm=norm, cmap=cmap, extend=extend)

@@ -1,5 +1,6 @@
 """What opens the gate, how long the state remembers, and who is still in it."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from .figures import (
     log_norm,
     ramp,
     ramp_bar,
+    thinned,
     width_for,
 )
 from .images import of_layers, rows_of
-from .tokens import layer_axis, token_axis
+from .tokens import NUMBERED, layer_axis, token_axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes  # pyright: ignore[reportMissingImports]
@@ -56,23 +58,27 @@ def delta(
     Without ``layer``: a row for each layer, delta's geometric mean over channels (n, L). Columns
     that are bright in all rows are tokens that the model writes down; dark ones it lets pass.
     With ``layer``: a row for each channel (c, L), from those that forget slowly, at the bottom, to
-    the fast, by the mean of delta |A|; beyond 256 channels a row is the median of some.
+    the fast, by the mean of delta |A|; beyond 256 channels a row is the median of some. The axis
+    says in how many tokens they forget half, ln 2 over that mean.
     Needs delta, or for the first picture delta_geometric_mean; raises InputError without.
     """
     if layer is not None:
         return _channels(trace, layer, ax, norm, cmap)
-    if trace.delta_geometric_mean is not None:
-        values = trace.delta_geometric_mean
-    else:
-        values = eq.geometric_mean(trace.need("delta"))
-    ax = of_layers(trace, values, "mean Δ (log)", ax=ax, norm=norm, cmap=cmap)
+    ax = of_layers(trace, _mean_steps(trace), "mean Δ (log)", ax=ax, norm=norm, cmap=cmap)
     ax.set_title("step size Δ, geometric mean over channels", loc="left")
     return ax
 
 
+def _mean_steps(trace: Any) -> NDArray:  # (n L)
+    if trace.delta_geometric_mean is not None:
+        return trace.delta_geometric_mean
+    return eq.geometric_mean(trace.need("delta"))
+
+
 def _channels(trace: Any, layer: int, ax: Any, norm: Any, cmap: Any) -> Any:
     steps, A = of_layer(trace, layer, "delta"), of_layer(trace, layer, "A")
-    order = np.argsort(steps.mean(axis=0) * np.abs(A).mean(axis=1), kind="stable")
+    rates = steps.mean(axis=0) * np.abs(A).mean(axis=1)  # (c)
+    order = np.argsort(rates, kind="stable")
     groups = np.array_split(order, min(len(order), ROWS))
     rows = np.array([np.median(steps[:, group], axis=1) for group in groups])  # (r L)
     extend = "neither"
@@ -80,12 +86,40 @@ def _channels(trace: Any, layer: int, ax: Any, norm: Any, cmap: Any) -> Any:
         norm, extend = log_norm(rows, share=0.005)
     ax = axes_of(ax, width_for(len(steps)), 4.2)
     image = rows_of(ax, rows, norm, cmap)
-    ax.set_yticks([])
-    ax.set_ylabel("channels, slow to fast")
+    places = thinned(len(groups), 6)
+    with np.errstate(divide="ignore"):  # a step of nothing forgets nothing
+        halves = [eq.half_life(rates[groups[i]].mean(), 1.0) for i in places]
+    ax.set_yticks(places, labels=[f"{one:.2g}" if one < 1 else f"{one:.0f}" for one in halves])
+    ax.set_ylabel("channels, by half-life in tokens")
     several = f", {len(order)} channels in {len(rows)} rows" if len(rows) < len(order) else ""
     ax.set_title(f"step size Δ, layer {layer}{several}", loc="left")
     token_axis(ax.xaxis, trace.labels, tokens=trace.tokens)
     colour_bar(ax, image, "Δ (log)", extend)
+    return ax
+
+
+def latest(trace: Any, *, count: int = 40, ax: Any = None, cmap: Any = "cividis") -> "Axes":
+    """Show a text while it is generated: delta of its latest tokens, layers by tokens (n, count).
+
+    To be called after each token, with the axes that it returned before, which it clears:
+
+        for _ in tracer.stream(ids):
+            ax = plot.latest(tracer.trace, ax=ax)
+
+    The strip grows to ``count`` tokens and then moves on. Its colours are for all tokens so far.
+    Needs delta or delta_geometric_mean, which takes less; raises InputError without, and for a
+    count that is not from 1 to 200.
+    """
+    count = integer("count", count, high=NUMBERED, error=InputError)
+    values, missing = _mean_steps(trace), max(0, count - len(trace))
+    norm, _ = log_norm(values)
+    values = np.pad(values[:, -count:], ((0, 0), (0, missing)), constant_values=np.nan)
+    tokens, labels = ((*some[-count:], *[""] * missing) for some in (trace.tokens, trace.labels))
+    if ax is not None:
+        ax.clear()
+    shown = replace(trace, tokens=tokens, labels=labels)
+    ax = of_layers(shown, values, "mean Δ (log)", ax=ax, norm=norm, cmap=cmap)
+    ax.set_title(f"step size Δ, {len(trace)} tokens so far", loc="left")
     return ax
 
 
@@ -99,7 +133,7 @@ def half_life(trace: Any, *, ax: Any = None, conv_kernel: int = 4) -> "Axes":
     Needs delta and B; raises InputError without, and where the rule is not exp(delta A).
     """
     conv_kernel = integer("conv_kernel", conv_kernel, low=0, error=InputError)
-    spreads = [_half_lives(trace, int(layer)) for layer in trace.layers]
+    spreads = [_half_lives(trace, layer) for layer in trace.layers]
     seen = np.flatnonzero([any(one[i] > SEEN * one.max() for one in spreads) for i in range(BINS)])
     low = int(seen[0]) // PER_OCTAVE * PER_OCTAVE
     high = -(-(int(seen[-1]) + 1) // PER_OCTAVE) * PER_OCTAVE
@@ -108,8 +142,8 @@ def half_life(trace: Any, *, ax: Any = None, conv_kernel: int = 4) -> "Axes":
     for row, counts in enumerate(spreads):
         height = row + 0.9 * counts[low:high] / counts.max()
         ax.stairs(height, edges[low : high + 1], baseline=row, fill=True, color=colours[row])
-        middle = edges[int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))]
-        middle *= edges[1] / edges[0]
+        half = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2))
+        middle = edges[half : half + 2].mean()
         ax.plot(middle, row + 0.15, "o", color="white", markeredgecolor="black", markersize=5)
     ax.set_xscale("log", base=2)
     ax.set_xlim(edges[low], edges[high])
@@ -119,13 +153,13 @@ def half_life(trace: Any, *, ax: Any = None, conv_kernel: int = 4) -> "Axes":
     ax.xaxis.set_major_locator(ticker.LogLocator(base=2, numticks=14))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     ax.set_xlabel("half-life in tokens, ln 2 / (Δ |A|) (log); mark: median")
-    guides = (("convolution", conv_kernel), ("text", len(trace)))
-    for name, at in guides:
-        if at and edges[low] <= at <= edges[high]:
+    guides = sorted([(conv_kernel, "convolution"), (len(trace), "text")])
+    for (at, name), side in zip(guides, ("right", "left"), strict=True):  # apart, however near
+        if edges[low] <= at <= edges[high]:
             ax.axvline(at, color="0.4", linestyle=":", linewidth=1)
             ax.annotate(
-                f" {name}: {at}", (at, 1), xycoords=("data", "axes fraction"), va="bottom",
-                ha="center", fontsize=7,
+                f" {name}: {at} ", (at, 1), xycoords=("data", "axes fraction"), va="bottom",
+                ha=side, fontsize=7,
             )  # fmt: skip
     return ax
 
@@ -156,7 +190,7 @@ def strengths(trace: Any, *, figure: Any = None) -> "Figure":
     what was there; one with much read and little written is answered from memory.
     Needs delta, B, x and y; raises InputError without.
     """
-    found = [strengths_of(trace, int(layer)) for layer in trace.layers]
+    found = [strengths_of(trace, layer) for layer in trace.layers]
     width, n = width_for(len(trace)), len(trace.layers)
     figure = figure_of(figure, width, min(max(4.6, 2.2 + 0.5 * n), 11.0))
     panels = figure.subplots(3, 1, sharex=True)
@@ -219,7 +253,7 @@ def influence(trace: Any, layer: int | None = None, *, ax: Any = None, norm: Any
     """
     title = "influence on later outputs"
     if layer is None:
-        values = np.array([influence_of(trace, int(one)) for one in trace.layers])
+        values = np.array([influence_of(trace, one) for one in trace.layers])
         ax = of_layers(
             trace, values, "influence (log)", ax=ax, norm=norm, cmap="magma", share=0.005
         )
@@ -242,7 +276,7 @@ def survival(trace: Any, *, ax: Any = None) -> "Axes":
     to 1 parts local from global memory; the jump's place says how many are global.
     Needs delta and B; raises InputError without.
     """
-    found = [np.sort(survival_of(trace, int(layer)), axis=None) for layer in trace.layers]
+    found = [np.sort(survival_of(trace, layer), axis=None) for layer in trace.layers]
     ax = axes_of(ax, 5.6, 3.6)
     colours = ramp(len(found))
     for values, colour in zip(found, colours, strict=True):

@@ -1,17 +1,23 @@
-"""What the model would say after each layer, and which tokens made it say so."""
+"""What the model would say after each layer, which tokens made it say so, and what if."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import equations as eq
 from ..analysis import logit_lens as logit_lens_of
 from ..analysis import relevance as relevance_of
 from ..analysis.parts import position
+from ..checks import integer
 from ..errors import InputError
-from ..trace.tracer import texts_of, tokenizer_of
-from .figures import axes_of, bars_and_rest, colour_bar, library, width_for
+from ..sampling import check_scores
+from ..scoring import log_probabilities
+from ..trace.labels import names_of, texts_of, tokenizer_of
+from ..trace.tracer import one_text
+from .figures import axes_of, bars, bars_and_rest, colour_bar, library, width_for
 from .tokens import SIZE, layer_axis, readable, text_of, token_axis
 
 if TYPE_CHECKING:
@@ -43,8 +49,9 @@ def logit_lens(
             f"positions: expected 1 to {CELLS} tokens, whose cells can hold names, found "
             f"{len(wanted)}; choose some, as with positions=range(-{CELLS}, 0)"
         )
-    lens = logit_lens_of(model, trace, k=1)
-    ids, shares = lens.ids[:, wanted, 0], lens.probabilities[:, wanted, 0]  # (n l) each
+    some = replace(trace, residual=trace.need("residual")[:, wanted])  # the rest costs as much
+    lens = logit_lens_of(model, some, k=1)
+    ids, shares = lens.ids[..., 0], lens.probabilities[..., 0]  # (n l) each
     names = _names(ids, tokenizer_of(model) if tokenizer is None else tokenizer)
     width, height = 1.6 + 0.52 * len(wanted), 1.5 + 0.3 * len(ids)
     ax = axes_of(ax, max(4.0, width), min(max(2.4, height), 12.0))
@@ -61,11 +68,11 @@ def logit_lens(
 
 def _names(ids: NDArray, tokenizer: Any) -> list[list[str]]:
     """Return the label of each id (n, l), each by itself, cut to fit into a cell."""
-    known = {}
-    for i in np.unique(ids):
-        (label,) = texts_of(np.array([i]), tokenizer)[1]
-        known[i] = label if len(label) <= LETTERS else f"{label[: LETTERS - 1]}…"
-    return [[known[i] for i in row] for row in ids]
+    distinct = np.unique(ids).tolist()
+    names = names_of(distinct, tokenizer)
+    cut = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…" for name in names]
+    known = dict(zip(distinct, cut, strict=True))
+    return [[known[i] for i in row] for row in ids.tolist()]
 
 
 def _write(ax: Any, names: list[list[str]], shares: NDArray) -> None:
@@ -93,7 +100,7 @@ def relevance(
     """
     found, text = relevance_of(model, ids, token, at), text_of(model, ids)
     at, total = position(at, len(text.labels)), found.tokens.sum(dtype=np.float64) + found.bias
-    (label,) = texts_of(np.array([found.token]), tokenizer_of(model))[1]
+    (label,) = names_of([found.token], tokenizer_of(model))
     (name, last), families = readable([label, text.labels[at]])
     ax = axes_of(ax, width_for(len(text.labels) + 1), 3.4)
     bars_and_rest(ax, found.tokens, found.bias)
@@ -104,3 +111,48 @@ def relevance(
         loc="left", parse_math=False, usetex=False, fontfamily=families, fontsize=SIZE + 1,
     )  # fmt: skip
     return ax
+
+
+def what_if(
+    model: Any, ids: Any, *changes: Any, at: int | None = None, k: int = 10, ax: Any = None
+) -> "Axes":
+    """Show what changes inside the model do to its predictions: bars of the change of log p.
+
+    ``changes`` are those that ``model.intervene`` takes, such as ``CutPath(source=4)``. Without
+    ``at``: of each token of the text (L) after those before it; the first has no bar. With ``at``:
+    of the token after that position, for the ``k`` which are likeliest with the changes or without
+    them, likeliest first. A bar of -1 says that the token is e times less likely with the changes.
+    Raises InputError for a bad argument and where the model cannot be changed, NonFiniteError if a
+    logit is not finite.
+    """
+    ids, tokenizer = one_text(ids), tokenizer_of(model)
+    if at is not None:
+        at = position(at, ids.shape[1])
+        k = integer("k", k, high=model.config.vocab_size, error=InputError)
+    before = _log_p(model, ids, at)
+    with model.intervene(*changes):
+        after = _log_p(model, ids, at)
+    if at is None:
+        tokens, labels = texts_of(ids[0], tokenizer)
+        values, name = np.concatenate([[0.0], after - before]), "token"
+        title = f"what if: log p {before.sum():.2f} → {after.sum():.2f}"
+    else:
+        chosen = np.argsort(-np.maximum(before, after), kind="stable")[:k]
+        tokens, labels = None, names_of(chosen.tolist(), tokenizer)
+        values, name = (after - before)[chosen], f"next after position {at}"
+        title = "what if: the likeliest next tokens"
+    ax = axes_of(ax, width_for(len(values)), 3.0)
+    bars(ax, values)
+    token_axis(ax.xaxis, labels, tokens=tokens, name=name)
+    ax.set_ylabel("change of log p")
+    ax.set_title(title, loc="left")
+    return ax
+
+
+def _log_p(model: Any, ids: NDArray, at: int | None) -> NDArray:  # (1 L) -> (L-1) or (V), float64
+    """Return log p of each token but the first, or of every token that may follow position at."""
+    if at is None:
+        return log_probabilities(model(ids).logits[0, :-1], ids[0, 1:])
+    logits = model(ids[:, : at + 1], logits_to_keep=1).logits[0]  # (1 V)
+    check_scores(logits, 1, "logits")
+    return eq.log_softmax(logits[0].astype(np.float64))

@@ -7,14 +7,7 @@ import numpy as np
 from ..analysis import effective_rank
 from ..analysis import state_size as state_size_of
 from ..analysis.parts import of_layer
-from .figures import (
-    bars,
-    figure_of,
-    plain_log,
-    ramp,
-    ramp_bar,
-    width_for,
-)
+from .figures import bars, figure_of, marker_for, plain_log, ramp, ramp_bar, width_for
 from .images import of_layers
 from .tokens import token_axis
 
@@ -44,7 +37,7 @@ def state(trace: Any, layer: int, channel: int, *, figure: Any = None) -> "Figur
     ]
     figure = figure_of(figure, width_for(len(trace)), 6.0)
     panels = figure.subplots(4, 1, sharex=True, height_ratios=(3, 1, 1, 1))
-    colours, marker = ramp(len(order)), "o" if len(h) <= 60 else None
+    colours, marker = ramp(len(order)), marker_for(len(h))
     for n, colour in zip(order, colours, strict=True):
         panels[0].plot(
             trace.h_positions, h[:, n], color=colour, marker=marker, markersize=2, linewidth=1
@@ -69,13 +62,12 @@ def state_size(trace: Any, *, figure: Any = None, training_length: int | None = 
     model that does not forget enough; a rank that falls to 1 says that all channels hold the same.
     See ``analysis.state_size`` and ``analysis.effective_rank``. Needs h; raises InputError without.
     """
-    layers = [int(layer) for layer in trace.layers]
-    norms = [state_size_of(trace, layer).norm for layer in layers]
-    ranks = [effective_rank(trace, layer) for layer in layers]
+    norms = [state_size_of(trace, layer).norm for layer in trace.layers]
+    ranks = [effective_rank(trace, layer) for layer in trace.layers]
     figure = figure_of(figure, 6.4, 5.0)
     panels = figure.subplots(2, 1, sharex=True)
-    colours, read = ramp(len(layers)), trace.before + trace.h_positions + 1
-    marker = "o" if len(read) <= 60 else None
+    colours, read = ramp(len(norms)), trace.before + trace.h_positions + 1
+    marker = marker_for(len(read))
     for ax, lines in zip(panels, (norms, ranks), strict=True):
         for values, colour in zip(lines, colours, strict=True):
             ax.plot(read, values, color=colour, marker=marker, markersize=2)
@@ -89,7 +81,7 @@ def state_size(trace: Any, *, figure: Any = None, training_length: int | None = 
     panels[1].set_xscale("log")
     plain_log(panels[1].xaxis, 1, max(read, default=1))
     panels[1].set_xlabel("tokens read (log)")
-    ramp_bar(panels[0], colours, [str(layer) for layer in layers], "layer")
+    ramp_bar(panels[0], colours, [str(layer) for layer in trace.layers], "layer")
     figure.align_ylabels(list(panels))
     return figure
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..trace.tracer import one_text, texts_of, tokenizer_of
+from ..trace.labels import texts_of, tokenizer_of
+from ..trace.tracer import one_text
 from .figures import library
 
 ALL, SOME, NUMBERED = 40, 20, 200

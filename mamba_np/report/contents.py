@@ -10,8 +10,7 @@ from ..analysis import logit_lens, mean_hidden_attention, strengths
 from ..analysis.parts import BLOCK
 from ..errors import InputError
 from ..trace import Trace
-from ..trace.labels import is_bytewise, labels_of
-from ..trace.tracer import tokenizer_of
+from ..trace.labels import names_of, tokenizer_of
 from . import packing
 
 CAPTURE = ("delta", "B", "C", "x", "y", "residual")
@@ -172,15 +171,3 @@ def _of_the_text(distinct: NDArray, trace: Trace) -> NDArray:  # (L)
     """Return 1 + the place of each token's successor in ``distinct``; 0 where it is not there."""
     places = {token: 1 + place for place, token in enumerate(distinct.tolist())}
     return np.array([*(places.get(token, 0) for token in trace.ids[1:].tolist()), 0])
-
-
-def names_of(ids: list[int], tokenizer: Any) -> list[str]:
-    """Return a label for each id by itself; ids in digits where a tokenizer knows none."""
-    if tokenizer is None:
-        return [str(token) for token in ids]
-    spelt = tokenizer.convert_ids_to_tokens(ids)
-    bytewise = is_bytewise(tokenizer)
-    return [
-        str(i) if token is None else labels_of([token], bytewise)[0]
-        for i, token in zip(ids, spelt, strict=True)
-    ]

@@ -17,7 +17,7 @@ from ..checks import choice, integer, shown
 from ..equations import DISCRETISATIONS
 from ..errors import CheckpointError, FileMissingError
 from ..files import replacing, require_regular_file
-from .request import CONSTANTS, QUANTITIES
+from .request import CONSTANTS, QUANTITIES, kept_states
 from .result import Trace
 
 FILE_FORMAT = "mamba_np.trace.1"
@@ -144,18 +144,14 @@ def _check_tensors(
         fits = len(shape) == len(axes) and (name in FLOATS or dtype == "I64")
         for axis, size in zip(axes, shape, strict=False):
             fits = size == sizes.setdefault(axis, size) and fits
-        sizes["P"] = _kept(sizes["L"], values)  # the first one has told L
+        length = sizes["L"]  # which the first one has told
+        sizes["P"] = kept_states(length, values["every"], values["before"])
         if not fits:
             expected = ", ".join(str(sizes.get(axis, axis)) for axis in axes)
             raise CheckpointError(
                 f"{path}: {name}: expected {'a float' if name in FLOATS else 'I64'} of shape "
                 f"({expected}), found {dtype} of shape {shape}"
             )
-
-
-def _kept(length: int, values: dict[str, Any]) -> int:
-    before, every = values["before"], values["every"]
-    return (before + length) // every - before // every
 
 
 def _check_indices(path: Path, tensors: dict[str, NDArray], values: dict[str, Any]) -> None:

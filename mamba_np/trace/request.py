@@ -5,14 +5,16 @@ kept (P = L where every state is), and the model's N, D and V.
 """
 
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import SIZE_LIMIT, integer, shown
+from ..checks import integer, shown
 from ..config import MambaConfig
 from ..errors import InputError
+from ..inputs import chosen_indices
 
 QUANTITIES: dict[str, str] = {
     "delta": "n L c",
@@ -37,8 +39,13 @@ DEFAULT = ("delta", "B", "C")
 LIMIT = 2**30
 """Bytes that a trace may have unless the caller allows more."""
 
-_BYTES_OF_A_TOKEN = 8 + 16
-"""Of ids, and of the places in the tuples of tokens and labels, whose texts are shared."""
+SPELT = (2 * (getsizeof("Ġking") + getsizeof("·king")) + getsizeof("king") * 2) // 3
+"""Bytes of a token and its label on average: of three tokens, two begin with a space."""
+
+
+def kept_states(length: int, every: int, before: int = 0) -> int:
+    """Return P: of how many among ``length`` tokens after ``before`` others a state is kept."""
+    return (before + length) // every - before // every
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,8 @@ class Request:
     channels: NDArray  # (c) int64
     every: int
     limit: int
+    spelt: bool
+    """Whether a tokenizer spells the tokens; else they are digits, and labels the same tuple."""
 
     @classmethod
     def of(
@@ -62,6 +71,7 @@ class Request:
         capture: Any = DEFAULT,
         every: Any = 1,
         limit: Any = LIMIT,
+        spelt: bool = False,
     ) -> "Request":
         """Check what a caller asks for; raises InputError naming the argument."""
         config = model.config
@@ -73,6 +83,7 @@ class Request:
             _check_chosen("channels", channels, config.intermediate_size),
             integer("every", every, error=InputError),
             integer("limit", limit, low=0, high=2**63 - 1, error=InputError),
+            spelt,
         )
 
     @property
@@ -91,16 +102,23 @@ class Request:
         """Return the shape of a quantity over ``length`` tokens that follow ``before`` others."""
         c = self.config
         sizes = {"n": len(self.layers), "L": length, "c": len(self.channels), "N": c.state_size,
-                 "P": (before + length) // self.every - before // self.every,
+                 "P": kept_states(length, self.every, before),
                  "D": c.hidden_size, "V": c.vocab_size}  # fmt: skip
         return tuple(sizes[axis] for axis in (QUANTITIES | CONSTANTS)[name].split())
 
     def sizes(self, length: int) -> dict[str, int]:
-        """Return the bytes of each array of a trace of ``length`` tokens, the text's as well."""
+        """Return the bytes of each array of a trace of ``length`` tokens, and of all else.
+
+        A text that comes again is kept once. How often that is, nobody knows beforehand: each
+        token counts as another one, as far as the vocabulary goes.
+        """
         names = (*self.capture, *self.constants)
         arrays = {n: int(np.prod(self.shape(n, length), dtype=object)) for n in names}
         sizes = {name: size * self.dtype.itemsize for name, size in arrays.items()}
-        return sizes | {"tokens": length * _BYTES_OF_A_TOKEN}
+        vocabulary = self.config.vocab_size
+        tuples, text = (2, SPELT) if self.spelt else (1, getsizeof(str(vocabulary - 1)))
+        texts, indices = text * min(length, vocabulary), self.layers.nbytes + self.channels.nbytes
+        return sizes | {"tokens": 8 * (1 + tuples) * length + texts + indices}
 
     def check_size(self, length: int) -> None:
         """Raise InputError if a trace of ``length`` tokens would be larger than the limit."""
@@ -142,17 +160,10 @@ def _check_capture(names: Any) -> tuple[str, ...]:
 
 
 def _check_chosen(what: str, chosen: Any, count: int) -> NDArray:
-    """Return int64 indices below ``count``, in the caller's order, each once; None means all."""
-    if chosen is None:
-        return np.arange(count)
-    if isinstance(chosen, slice):
-        chosen = range(count)[chosen]
-    elif isinstance(chosen, (int, np.integer)):
-        chosen = [chosen]
-    elif not isinstance(chosen, (list, tuple, range, np.ndarray)) or np.ndim(chosen) != 1:
-        raise InputError(f"{what}: expected a list of indices, found {shown(chosen)}")
-    high = min(count, SIZE_LIMIT) - 1
-    places = [integer(what, i, low=-count, high=high, error=InputError) % count for i in chosen]
-    if not places or len(set(places)) < len(places):
-        raise InputError(f"{what}: expected some indices, each once, found {shown(list(places))}")
-    return np.array(places, np.int64)
+    """Return indices below ``count``, in the caller's order, each once; None means all."""
+    places = chosen_indices(what, chosen, count)
+    if not places.size or len(np.unique(places)) < len(places):
+        raise InputError(
+            f"{what}: expected some indices, each once, found {shown(places.tolist())}"
+        )
+    return places

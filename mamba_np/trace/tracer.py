@@ -1,6 +1,5 @@
 """Tracer: a model that keeps what goes on inside while it reads; and ``model.trace``."""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,11 @@ from numpy.typing import NDArray
 from .. import backend as backends
 from .. import equations as eq
 from ..cache import MambaCache
-from ..errors import FileMissingError, InputError, TokenizerError
+from ..errors import InputError
 from ..generation import GenerationMixin
 from ..inputs import as_array, check_logits_to_keep
 from ..outputs import MambaCausalLMOutput
-from .labels import is_bytewise, labels_of
+from .labels import texts_of, tokenizer_of
 from .record import Record, observer
 from .request import DEFAULT, LIMIT, Request
 from .result import Trace
@@ -133,8 +132,8 @@ class Tracer(GenerationMixin):
             name: _joined([record[name] for record in records], axis=0 if name == "logits" else 1)
             for name in request.capture
         }
-        layers = [self.model.params.layers[layer] for layer in request.layers]
         if request.constants:
+            layers = [self.model.params.layers[layer] for layer in request.layers]
             A = [eq.continuous_A(layer.A_log[request.channels]) for layer in layers]
             arrays["A"] = np.array(A, request.dtype)
             arrays["D"] = np.array([layer.D[request.channels] for layer in layers], request.dtype)
@@ -180,11 +179,11 @@ class TracingMixin:
         Raises InputError naming the argument: also where the trace would have more than ``limit``
         bytes (``Trace.estimate``), before anything is computed; CacheError as a call does.
         """
-        request = Request.of(self, layers, channels, capture, every, limit)
-        tokenizer = tokenizer_of(self) if tokenizer is None else tokenizer
+        tracer = self.tracer(
+            layers, channels, capture, every=every, tokenizer=tokenizer, limit=limit
+        )
         if isinstance(text_or_ids, str):
-            text_or_ids = _ids_of(text_or_ids, tokenizer)
-        tracer = Tracer(self, request, tokenizer)
+            text_or_ids = _ids_of(text_or_ids, tracer.tokenizer)
         tracer.read(one_text(text_or_ids), cache_params, cache_params is not None, 1)
         return tracer.trace
 
@@ -203,8 +202,9 @@ class TracingMixin:
         Call it, or its ``generate`` or ``stream``, as you would the model; its ``trace`` is then
         the trace of all that was read. Arguments and errors are those of ``trace``.
         """
-        request = Request.of(self, layers, channels, capture, every, limit)
-        return Tracer(self, request, tokenizer_of(self) if tokenizer is None else tokenizer)
+        tokenizer = tokenizer_of(self) if tokenizer is None else tokenizer
+        request = Request.of(self, layers, channels, capture, every, limit, tokenizer is not None)
+        return Tracer(self, request, tokenizer)
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -221,41 +221,9 @@ def one_text(ids: Any) -> NDArray:  # (L) or (1 L) -> (1 L)
     return ids[None] if ids.ndim == 1 else ids
 
 
-def tokenizer_of(model: Any) -> Any:
-    """Return the tokenizer of the files that a model came from; None if there is none here."""
-    if model._loaded is None:
-        return None
-    source = model._loaded[1]
-    try:
-        return _tokenizer_at(source.name_or_path, source.hub)
-    except (FileMissingError, TokenizerError):
-        return None
-
-
-@functools.lru_cache(maxsize=1)
-def _tokenizer_at(name: str, hub: Any) -> Any:
-    from ..tokenizer import Tokenizer
-
-    places = {"revision": hub.revision, "cache_dir": hub.cache_dir, "subfolder": hub.subfolder}
-    return Tokenizer.from_pretrained(name, local_files_only=True, **places)  # never the network
-
-
 def _ids_of(text: str, tokenizer: Any) -> Any:
     if tokenizer is None:
         raise InputError(
             "text_or_ids: expected ids, or a tokenizer for the text, found neither; pass tokenizer="
         )
     return tokenizer(text)["input_ids"]
-
-
-def texts_of(ids: NDArray, tokenizer: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the tokens and the labels of ids (L); ids in digits where a tokenizer knows none."""
-    distinct = np.unique(ids).tolist()
-    named: dict[int, str] = dict.fromkeys(distinct)  # type: ignore[arg-type]
-    if tokenizer is not None:
-        named = dict(zip(distinct, tokenizer.convert_ids_to_tokens(distinct), strict=True))
-    known = {i: str(i) if token is None else token for i, token in named.items()}
-    tokens = tuple(known[i] for i in ids.tolist())
-    if tokenizer is None:
-        return tokens, tokens
-    return tokens, labels_of(tokens, is_bytewise(tokenizer))

@@ -19,7 +19,7 @@ from . import folders
 from .arguments import TrainingArguments
 from .data import Row
 from .optimiser import AdamW
-from .state import TrainerState, _checkpoints, latest_checkpoint, load_training
+from .state import TrainerState, checkpoints, latest_checkpoint, load_training
 from .steps import StepResult
 
 RECORD = "training_args.json"
@@ -127,7 +127,7 @@ def make_way(args: TrainingArguments, step: int | None = None) -> None:
     Raises CheckpointError naming one, unless ``overwrite_output_dir`` lets them be removed.
     """
     folder = Path(str(args.output_dir))
-    found = _checkpoints(folder) if args.save_strategy != "no" and folder.is_dir() else []
+    found = checkpoints(folder) if args.save_strategy != "no" and folder.is_dir() else []
     if step is not None:  # damaged ones are written anew
         found = [(at, path) for at, path in found if at > step and folders.is_sound(path)]
     for _, path in found:

@@ -125,7 +125,7 @@ def save_checkpoint(
 
 def _remove_older(folder: Path, step: int, limit: int) -> None:
     """Keep ``limit`` checkpoints, ``step`` and the newest complete ones before it."""
-    older = [path for at, path in _checkpoints(folder) if at < step and folders.is_complete(path)]
+    older = [path for at, path in checkpoints(folder) if at < step and folders.is_complete(path)]
     for path in older[limit - 1 :]:
         folders.discard(path)
 
@@ -168,7 +168,7 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     Every file is read and compared with the manifest. Warns about those that are damaged.
     """
     folder = Path(folder)
-    for _, path in _checkpoints(folder) if folder.is_dir() else []:
+    for _, path in checkpoints(folder) if folder.is_dir() else []:
         try:
             folders.verify(path)
         except CheckpointError as error:
@@ -178,7 +178,7 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     return None
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Return (step, path) of what is named like a checkpoint, the newest first."""
     named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
     return sorted(((int(match[1]), path) for match, path in named if match), reverse=True)

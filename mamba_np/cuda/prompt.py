@@ -1,0 +1,148 @@
+"""Many tokens at once: products of matrices, and kernels for sequences between them.
+
+    rms_norm -> in_proj -> causal_conv -> x_proj -> dt_proj -> scan -> out_proj, + residual
+
+The memory for a chunk of tokens is allocated once and used by every layer and chunk.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import scan, scan_chunks, sequence
+from .arena import CHANNELS, DeviceLayer, DeviceParams, DeviceStates, Matrix
+from .device import Block, Device, Product
+from .scan_lanes import lane_scan
+from .token import weights
+
+WIDENED = ("float16", "int8")
+"""Matrices that become float32, one at a time, before a product: their numbers stay what they are,
+and cuBLAS multiplies no int8 by float32."""
+
+
+class Chunk:
+    """Memory for up to ``rows`` tokens of all texts together, and the way through the layers."""
+
+    def __init__(self, device: Device, params: DeviceParams, rows: int):
+        self.device, self.params, self.rows = device, params, rows
+        s = params.sizes
+
+        def floats(width: int) -> Block:
+            return device.allocate(4 * rows * width)
+
+        self.residual, self.normed = floats(s.D_pad), floats(s.D_pad)
+        self._xz, self._selected = floats(2 * s.E_pad), floats(s.M)
+        self._x, self._raw, self._y = floats(s.E_pad), floats(s.E_pad), floats(s.E_pad)
+        self._lengths = device.allocate(4 * rows)
+        self._scratch: Block | None = None
+        matrices = [m for layer in params.layers for m in vars(layer).values()]
+        matrices = [m for m in (*matrices, params.lm_head) if isinstance(m, Matrix)]
+        narrow = any(m.kind == "bfloat16" for m in matrices)
+        self._narrow = device.allocate(2 * rows * max(s.D_pad, s.E_pad)) if narrow else None
+        wide = max((m.rows * m.width for m in matrices if m.kind in WIDENED), default=0)
+        self._wide = device.allocate(4 * wide) if wide else None
+
+    def read(self, x: NDArray, lengths: NDArray, into: Block | None = None) -> None:
+        """Begin with vectors (B, L, D) from the host, of each of which ``lengths`` (B) count."""
+        wide = np.zeros((x.shape[0] * x.shape[1], self.params.sizes.D_pad), np.float32)
+        wide[:, : x.shape[2]] = x.reshape(len(wide), -1)
+        self.device.upload(into or self.residual, wide)
+        self.device.upload(self._lengths, lengths.astype(np.int32))
+
+    def norm(self, scale: Block, eps: float, rows: int) -> None:
+        """Norm the residual (T, D_pad) into ``normed``."""
+        s = self.params.sizes
+        self._rows(sequence.rms_norm(), rows, self.residual, scale, eps, s.D, s.D_pad, self.normed)
+
+    def mix(self, layer: DeviceLayer, window: int, h: int, texts: int, length: int) -> None:
+        """Add what a mixer makes of ``normed`` to the residual; advance its states (addresses)."""
+        s, T, (in_bias, out_bias) = self.params.sizes, texts * length, self.params.biases
+        wide = 2 * s.E_pad
+        if in_bias:
+            self._rows(sequence.fill_rows(), T, self._xz, layer.in_proj_bias, wide)
+        self.product((self.normed, s.D_pad), layer.in_proj, (self._xz, wide), T, add=in_bias)
+        self._convolve(layer, window, texts, length)
+        self.product((self._x, s.E_pad), layer.x_proj, (self._selected, s.M), T)
+        steps = self._selected.address + 4 * 2 * s.N4
+        self.product((steps, s.M), layer.dt_proj, (self._raw, s.E_pad), T)
+        self._scan(layer, h, texts, length)
+        if out_bias:
+            self._rows(sequence.add_rows(), T, self.residual, layer.out_proj_bias, s.D_pad)
+        self.product((self._y, s.E_pad), layer.out_proj, (self.residual, s.D_pad), T, add=True)
+
+    def block(self, i: int, states: DeviceStates, length: int, eps: float) -> None:
+        """Go through one block of the model: the residual (B L D_pad) in place."""
+        layer, texts = self.params.layers[i], states.texts
+        self.norm(layer.norm, eps, texts * length)
+        self.mix(layer, *states.places(i), texts, length)
+
+    def _convolve(self, layer: DeviceLayer, window: int, texts: int, length: int) -> None:
+        s = self.params.sizes
+        self.device.launch(
+            sequence.causal_conv(s.K), (s.E_pad // CHANNELS, -(-length // sequence.PIECE), texts),
+            self._xz, layer.conv, layer.conv_bias, window, self._lengths, self._x, length, s.E_pad,
+        )  # fmt: skip
+
+    def _scan(self, layer: DeviceLayer, h: int, texts: int, length: int) -> None:
+        """Scan in the form that suits the sizes; states at address ``h`` move on."""
+        s, A = self.params.sizes, layer.A_per_octave
+        plan = scan.choose(texts, length, s.E_pad, self.device.processors)
+        if plan.form == "chunks":
+            h = self._carried(plan, layer, h, texts, length)
+        kernel = (lane_scan if plan.form == "lanes" else scan.channel_scan)(s.N)
+        self.device.launch(
+            kernel, (scan.blocks_of(plan.form, s.E_pad), texts, plan.count),
+            self._x, self._raw, self._xz, self._selected, A, layer.D, layer.dt_bias,
+            self._lengths, h, self._y, length, s.E_pad, s.M, plan.length,
+        )  # fmt: skip
+
+    def _carried(self, plan: scan.Plan, layer: DeviceLayer, h: int, texts: int, length: int) -> int:
+        """Return where the states lie that each chunk begins with; those at ``h`` move on."""
+        s, A = self.params.sizes, layer.A_per_octave
+        states, sums = scan_chunks.scratch(plan, texts, s.E_pad, s.N4)
+        if self._scratch is None or self._scratch.nbytes < 4 * (states + sums):
+            self._scratch = self.device.allocate(4 * (states + sums))
+        ends, deltas = self._scratch.address, self._scratch.address + 4 * states
+        self.device.launch(
+            scan_chunks.chunk_states(s.N), (s.E_pad // CHANNELS, texts, plan.count),
+            self._x, self._raw, self._selected, A, layer.dt_bias, self._lengths, ends, deltas,
+            length, s.E_pad, s.M, plan.length,
+        )  # fmt: skip
+        self.device.launch(
+            scan_chunks.carry(s.N), (s.E_pad * s.N4 // CHANNELS, texts),
+            ends, deltas, A, h, s.E_pad, plan.count,
+        )  # fmt: skip
+        return ends
+
+    # --- products -------------------------------------------------------------------------------
+
+    def product(
+        self, x: tuple[Block | int, int], matrix: Matrix, y: tuple[Block, int], rows: int,
+        *, add: bool = False,
+    ) -> None:  # fmt: skip
+        """Compute y (T, O) = x (T, I) W^T, or add that to y; each with the width of its rows."""
+        base, width = x
+        address = base if isinstance(base, int) else base.address
+        kind, place = "float32", matrix.values
+        if matrix.kind == "bfloat16":
+            kind, rounded = "bfloat16", self._narrow
+            assert rounded is not None
+            columns = matrix.width
+            self._rows(sequence.narrow(), rows, address, rounded, columns, width, columns)
+            address, width = rounded.address, columns
+        elif matrix.kind in WIDENED:
+            assert self._wide is not None
+            widen = sequence.widen(matrix.kind, matrix.group)
+            self._rows(widen, matrix.rows, *weights(matrix), self._wide, matrix.width)
+            place = self._wide
+        sizes = rows, matrix.rows, matrix.width
+        self.device.multiply(
+            Product((address, width), (place.address, matrix.width), (y[0].address, y[1]), sizes,
+                    add=add),
+            kind,
+        )  # fmt: skip
+
+    def _rows(self, kernel: Any, rows: int, *arguments: Any) -> None:
+        """Launch a kernel with a block for each row."""
+        self.device.launch(kernel, (rows,), *arguments)

@@ -1,0 +1,170 @@
+"""One token of one text: four kernels a layer, then the head; recorded once and replayed.
+
+The device counts the tokens itself, so that the same recorded work does for each of them, and a
+greedy or sampled text needs nothing from the host but the word to go on.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import decode, head, sequence
+from .arena import DeviceParams, DeviceStates, Matrix
+from .device import Block, Device, Recording
+from .products import blocks_for, width_for
+
+STEP_CHANNELS = decode.STEP_THREADS // decode.STEP_LANES
+
+
+class Token:
+    """The way of one token through a model: memory, and work that was recorded.
+
+    It advances ``states``, and begins with what lies in ``residual``.
+    """
+
+    def __init__(self, device: Device, params: DeviceParams, states: DeviceStates, eps: float):
+        self.device, self.params, self.eps = device, params, eps
+        s = params.sizes
+        # Not the states themselves, which keep this: blocks hold no way back to them.
+        self._blocks_of_states = states.window, states.h
+        self._places = [states.places(i) for i in range(s.layers)]
+        self.residual, self._normed = (device.allocate(4 * s.D_pad) for _ in range(2))
+        widths = s.E_pad, s.E_pad, s.M, s.E_pad
+        self._x, self._z, self._selected, self._y = (device.allocate(4 * w) for w in widths)
+        self._layers: Recording | None = None
+
+    def read(self, x: NDArray) -> None:  # (D)
+        """Go through all layers with a vector from the host: the residual is what they leave."""
+        wide = np.zeros(self.params.sizes.D_pad, np.float32)
+        wide[: len(x)] = x
+        self.device.upload(self.residual, wide)
+        self.replay()
+
+    def replay(self) -> None:
+        """Go through all layers with what lies in ``residual``."""
+        if self._layers is None:
+            self.layers()  # kernels are compiled and loaded by the first token, not while recording
+            with self.device.recording() as self._layers:
+                self.layers()
+        else:
+            self._layers.replay()
+
+    def normed(self) -> Block:
+        """Return the last norm of the residual, until the next token."""
+        s, p = self.params.sizes, self.params
+        ends = self.residual, p.norm_f, self.eps, s.D, s.D_pad, self._normed
+        self.device.launch(sequence.rms_norm(), (1,), *ends)
+        return self._normed
+
+    def layers(self) -> None:
+        """Launch the kernels of all layers."""
+        for i in range(self.params.sizes.layers):
+            self.layer(i)
+
+    def layer(self, i: int) -> None:
+        """Launch the kernels of one layer."""
+        layer, s, launch = self.params.layers[i], self.params.sizes, self.device.launch
+        (window, h), into, out = self._places[i], layer.in_proj, layer.out_proj
+        width = width_for(s.D_pad)
+        launch(
+            decode.norm_in_conv(into.kind, s.K, width, into.group), self._blocks(2 * s.E_pad),
+            self.residual, layer.norm, self.eps, s.D, s.D_pad, *weights(into), layer.in_proj_bias,
+            layer.conv, layer.conv_bias, window, self._x, self._z, s.E_pad,
+        )  # fmt: skip
+        launch(
+            decode.select(layer.x_proj.kind, layer.x_proj.group), (s.M,),
+            *weights(layer.x_proj), self._x, self._selected, s.E_pad,
+        )  # fmt: skip
+        launch(
+            decode.step(layer.dt_proj.kind, s.N), (s.E_pad // STEP_CHANNELS,),
+            self._selected, layer.dt_proj.values, layer.dt_bias, layer.A_per_octave, layer.D,
+            self._x, self._z, h, self._y, s.R8,
+        )  # fmt: skip
+        launch(
+            decode.out_residual(out.kind, out.group), self._blocks(s.D_pad),
+            *weights(out), layer.out_proj_bias, self._y, self.residual, s.D_pad, s.E_pad,
+        )  # fmt: skip
+
+    def _blocks(self, rows: int) -> tuple[int]:
+        return (blocks_for(rows, self.device.processors),)
+
+
+def weights(matrix: Matrix) -> tuple[Block, Block]:
+    """Return a matrix as kernels take it: its numbers, and its scales if it has any."""
+    return matrix.values, matrix.values if matrix.scales is None else matrix.scales
+
+
+class Writer:
+    """Continues a text on the device: each token is chosen and read there.
+
+    ``temperature`` 0 takes the best token, above 0 one is drawn by ``seed``.
+    """
+
+    def __init__(self, token: Token, first: int, room: int, temperature: float = 0, seed: int = 0):
+        device, params = token.device, token.params
+        assert params.lm_head is not None
+        self.token, self._lm_head = token, params.lm_head
+        self._grid = blocks_for(params.lm_head.rows, device.processors)
+        self.logits = device.allocate(4 * params.lm_head.rows)
+        self._bests = device.allocate(8 * self._grid)
+        self._ids, self._count = device.allocate(4 * room), device.allocate(4)
+        self._temperature, self._seed = device.allocate(4), device.allocate(8)
+        self._sampling, self._made, self._room = temperature > 0, 0, room
+        device.upload(self._temperature, np.array([temperature or 1], np.float32))
+        words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+        device.upload(self._seed, np.array(words, np.uint32))
+        self._begin(first)
+        self._work: Recording | None = None
+
+    def _begin(self, first: int) -> None:
+        """Lay the token that is to be read next where the layers begin."""
+        embeddings, device = self.token.params.embeddings, self.token.device
+        lowest, no_bests = np.array([[1, first]], np.int32), device.allocate(8)
+        device.upload(no_bests, lowest)
+        spare = device.allocate(4), device.allocate(4)
+        device.launch(
+            head.pick(embeddings.kind, embeddings.group), (1,), no_bests, 1, *spare,
+            *weights(embeddings), self.token.residual, self.token.params.sizes.D_pad,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[tuple[int, NDArray | None]]:
+        return self
+
+    def __next__(self) -> tuple[int, NDArray | None]:
+        """Read the token that was chosen last; return the next one, see ``model._writer``."""
+        if self._made == self._room:  # as many as there is memory for
+            raise StopIteration
+        if self._work is None:
+            self.token.replay()
+            self._choose()
+            with self.token.device.recording() as self._work:
+                self.token.layers()
+                self._choose()
+        else:
+            self._work.replay()
+        self._made += 1
+        bests = np.empty((self._grid, 2), np.int32)
+        self.token.device.download(self._bests, bests)
+        rank, number = max((int(r), -int(i)) for r, i in bests)
+        return -number, None if abs(rank) < head.INFINITE else self._scores()
+
+    def _scores(self) -> NDArray:  # (1 V)
+        scores = np.empty((1, self._lm_head.rows), np.float32)
+        self.token.device.download(self.logits, scores)
+        return scores
+
+    def _choose(self) -> None:
+        """Launch the kernels that score, choose and begin the next token."""
+        token, params = self.token, self.token.params
+        s, lm_head, embeddings = params.sizes, self._lm_head, params.embeddings
+        token.device.launch(
+            head.score(lm_head.kind, width_for(s.D_pad), self._sampling, lm_head.group),
+            (self._grid,), token.residual, params.norm_f, token.eps, s.D, s.D_pad,
+            *weights(lm_head), lm_head.rows, self.logits, self._bests, self._temperature,
+            self._seed, self._count,
+        )  # fmt: skip
+        token.device.launch(
+            head.pick(embeddings.kind, embeddings.group), (1,), self._bests, self._grid,
+            self._ids, self._count, *weights(embeddings), token.residual, s.D_pad,
+        )  # fmt: skip
