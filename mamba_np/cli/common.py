@@ -119,7 +119,7 @@ model_options = option_group(
         metavar="NAME",
         default="auto",
         show_default=True,
-        help="Engine that computes: auto or numpy.",
+        help="Engine that computes: auto, numpy, cpu or cuda.",
     ),
 )
 
