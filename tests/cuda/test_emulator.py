@@ -143,7 +143,7 @@ INTEGERS = {  # {instruction: function of unsigned Python integers}, all results
     "not.b32 {d}, {a}": lambda a: ~a,
     "cnot.b32 {d}, {a}": lambda a: int(a == 0),
     "lop3.b32 {d}, {a}, {b}, {c}, 0xE8": lambda a, b, c: a & b | b & c | a & c,
-    "lop3.b32 {d}, {a}, {b}, {c}, 0x2D": lambda a, b, c: a ^ (b | ~c) ^ ~0,
+    "lop3.b32 {d}, {a}, {b}, {c}, 0x2D": lambda a, b, c: a ^ (b | ~c),
     "shl.b32 {d}, {a}, {b}": lambda a, n: a << n if n < 32 else 0,
     "shr.u32 {d}, {a}, {b}": lambda a, n: a >> min(n, 32),
     "shr.s32 {d}, {a}, {b}": lambda a, n: signed(a) >> min(n, 32),
@@ -300,7 +300,7 @@ def test_fma_rounds_once():
     rows = [
         (np.float32(1), np.float32(float(1 + 2**-23)), np.float32(float(tie) * s)) for s in (1, -1)
     ]
-    rows += [(a, b, c), (a, b, -c), (np.float32(1 + 2**-12), np.float32(1 + 2**-12), -c)]
+    rows += [(a, b, c), (a, b, -c), (b, b, -c), (b, b, c)]
     columns = np.array(rows).T
     found = calculate("fma.rn.f32 {d}, {a}, {b}, {c}", *columns.view(np.uint32), out=np.uint32)
     same_floats(found, [fused(*row) for row in rows])
@@ -350,7 +350,8 @@ def test_quick_functions(rng, name, function, low, high):
     same_floats(found, exact)
     rough = calculate(text, x.view(np.uint32), out=np.uint32, approximate=True).view(np.float32)
     units = np.abs(rough - exact) / np.maximum(np.abs(exact), 0.5) * 2**23
-    least, most = {"tanh": (500, 4200), "sin": (3, 13), "cos": (3, 13)}.get(name, (1, 3))
+    rougher = {"tanh": (500, 4200), "sin": (3, 13), "cos": (3, 13), "lg2": (1, 6)}
+    least, most = rougher.get(name, (1, 3))
     assert least < units.max() < most
     assert (rough < exact).mean() == pytest.approx(0.5, abs=0.1)
 
@@ -412,4 +413,4 @@ def test_what_is_not_understood_is_named(text):
     with pytest.raises(PTXError) as caught:
         kernel_of(f"\n{text}\nret;")
     assert text.rstrip(";") in str(caught.value)
-    assert "line 12" in str(caught.value)
+    assert "line 14" in str(caught.value)
