@@ -936,7 +936,9 @@ def test_wrong_options_are_usage_errors(args, message):
 
 
 def test_wrong_backends_and_models_are_errors(tmp_path):
-    assert "backend: expected 'auto' or one of cpu, numpy" in error_of("bench", "--backend", "no")
+    assert "backend: expected 'auto' or one of cuda, cpu, numpy" in error_of(
+        "bench", "--backend", "no"
+    )
     empty = tmp_path / "empty"
     empty.mkdir()
     args = ["bench", "--only", "size", "--model", empty, "--work", tmp_path]

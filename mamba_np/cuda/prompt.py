@@ -87,7 +87,7 @@ class Chunk:
     def _scan(self, layer: DeviceLayer, h: int, texts: int, length: int) -> None:
         """Scan in the form that suits the sizes; states at address ``h`` move on."""
         s, A = self.params.sizes, layer.A_per_octave
-        plan = scan.choose(texts, length, s.E_pad, self.device.processors)
+        plan = scan.choose(texts, length, s.E_pad, self.device.processors, s.N)
         if plan.form == "chunks":
             h = self._carried(plan, layer, h, texts, length)
         kernel = (lane_scan if plan.form == "lanes" else scan.channel_scan)(s.N)

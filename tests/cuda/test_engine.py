@@ -153,6 +153,15 @@ def test_each_form_of_the_scan(gpu, monkeypatch, form, processors):
     same_states(out.cache_params, expected)
 
 
+def test_many_states(gpu, monkeypatch):
+    monkeypatch.setattr(gpu, "processors", 1)
+    model, exact = small_models(config=MambaConfig(**SMALL.to_dict() | {"state_size": 40}))
+    out, expected = model(IDS), exact(IDS)
+    close(out.logits, expected.logits)
+    same_states(out.cache_params, expected)
+    assert any(name.startswith("lane_scan") for name in gpu.launches)
+
+
 def test_the_loss_and_hidden_states(gpu):
     model, exact = small_models()
     out = model(IDS, labels=IDS, output_hidden_states=True)

@@ -303,6 +303,10 @@ def test_forms_for_many_and_few_channels():
     assert scan.choose(1, 100, 1536, processors) == scan.Plan("lanes", 1, 100)
     assert scan.choose(1, 4096, 1536, processors) == scan.Plan("chunks", 22, 188)
     assert scan.choose(8, 4096, 4096, processors, N=33) == scan.Plan("lanes", 1, 4096)
+    assert scan.choose(1, 4096, 64 * 32, processors).form == "chunks"  # 264 warps of lanes: half
+    assert scan.choose(1, 4096, 68 * 32, processors).form == "lanes"
+    assert scan.choose(1, 256, 1536, processors) == scan.Plan("chunks", 4, 64)
+    assert scan.choose(1, 255, 1536, processors).form == "lanes"
 
 
 @given(st.integers(1, 64), st.integers(1, 10**6), st.integers(1, 64), st.integers(1, 200))
