@@ -161,3 +161,18 @@ def test_A_is_finite_for_any_parameter(dtype):
     assert A.dtype == dtype
     assert np.isfinite(A).all()
     assert (np.diff(A) <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gumbel_is_right_for_each_value(dtype):
+    v = np.array([2.0**-33, 1e-8, 1e-3, 0.3, 0.5, 0.50001, 0.632, 0.9, 1 - 2.0**-24], dtype)
+    found, expected = eq.gumbel(v), [-math.log(-math.log1p(-float(x))) for x in v]
+    assert found.dtype == dtype
+    assert_close_to_scale(found, expected, tolerance("equation", dtype), "gumbel")
+    assert found[0] == pytest.approx(33 * math.log(2), rel=1e-6)
+
+
+def test_gumbel_noise_has_its_mean_and_variance():
+    noise = eq.gumbel((np.arange(10**6) + 0.5) / 10**6)  # as even as uniform numbers can be
+    assert noise.mean() == pytest.approx(np.euler_gamma, abs=1e-4)
+    assert noise.var() == pytest.approx(math.pi**2 / 6, abs=1e-3)

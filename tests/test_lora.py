@@ -27,6 +27,7 @@ from mamba_np.errors import (
     UnsafeFileError,
     UnsupportedModelError,
 )
+from mamba_np.interventions import ScaleDelta
 from mamba_np.lora import (
     LoraConfig,
     PeftModel,
@@ -382,6 +383,20 @@ def test_every_change_in_place_is_noticed(rng):
         if "in_proj" in name and "layers.0" in name:
             with pytest.raises(CacheError):  # of the model as it was
                 peft_model(IDS, cache_params=cache)
+
+
+def test_the_adapted_model_can_be_intervened_in(rng):
+    base = small()
+    peft_model = changed(base, rng)
+    before, of_base = peft_model(IDS).logits, base(IDS).logits
+    with peft_model.intervene(ScaleDelta(0.5)) as inside:
+        found = peft_model(IDS).logits
+        assert inside is peft_model.effective
+        np.testing.assert_array_equal(base(IDS).logits, of_base)
+    with peft_model.merge_and_unload(untie=True).intervene(ScaleDelta(0.5)) as merged:
+        assert_close_to_scale(found, merged(IDS).logits, tolerance("law", "float64"))
+    assert error_to_scale(found, before) > 1000 * tolerance("law", "float64")
+    np.testing.assert_array_equal(peft_model(IDS).logits, before)
 
 
 def test_another_base_is_noticed(rng):

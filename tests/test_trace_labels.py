@@ -12,7 +12,7 @@ from tokenizers import decoders, models
 from mamba_np import AutoTokenizer
 from mamba_np.tokenizer.stream import BYTE_ALPHABET
 from mamba_np.trace import labels
-from mamba_np.trace.labels import REST, labels_of, texts_of
+from mamba_np.trace.labels import REST, labels_of, names_of, texts_of
 
 
 def spelled(data):
@@ -70,6 +70,15 @@ def test_texts_of_ids(tokenizer):
     assert texts_of(ids[:2], None) == ((str(ids[0]), str(ids[1])),) * 2
     beyond = texts_of(ids[:1] * 0 + len(tokenizer) + 5, tokenizer)
     assert beyond == ((str(len(tokenizer) + 5),),) * 2
+
+
+def test_names_are_of_each_id_by_itself(tokenizer):
+    ids = tokenizer("안", return_tensors="np")["input_ids"][0].tolist()
+    assert len(ids) > 1  # parts of one character
+    assert texts_of(np.array(ids), tokenizer)[1] == ("안", *[REST] * (len(ids) - 1))
+    names = names_of([*ids, len(tokenizer)], tokenizer)
+    assert "".join(names) == "".join(f"⟨{b:02X}⟩" for b in "안".encode()) + str(len(tokenizer))
+    assert names_of([7, 12], None) == ["7", "12"]
 
 
 def test_another_kind_of_tokenizer(tmp_path):

@@ -321,13 +321,13 @@ def main(names: list[str]) -> int:
     bad = 0
     for name in names or ["host", *TARGETS]:
         target = target_named(name)
-        print(f"{name:24}loops  vectors  fused  spills")
+        print(f"{name:30}loops  vectors  fused  spills")
         for kernel, code in kernels_llvm(optimised=target.triple is None).items():
             if kernel.startswith(NO_ARITHMETIC):
                 continue
             report = examine(assembly(code, target), target)
             loops, vectors, fused, spills, problems = report
-            print(f"  {kernel:22}{loops:5}{vectors:9}{fused:7}{spills:8}")
+            print(f"  {kernel:28}{loops:5}{vectors:9}{fused:7}{spills:8}")
             print(*(f"      {problem}\n" for problem in problems), sep="", end="")
             bad += bool(problems)
     return bad

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -116,12 +116,11 @@ def _count(code: Iterable[Instruction], pattern: str) -> int:
     return sum(one.matches(pattern) for one in code)
 
 
-def examined(texts: dict[Kernel, str], architecture: int) -> dict[str, Report]:
-    """Link kernels' PTX for an architecture and judge the machine code: {name: report}."""
-    found = functions(disassembled(texts.values(), architecture))
+def examined(linked: dict[Kernel, tuple[str, Code]], architecture: int) -> dict[str, Report]:
+    """Judge kernels, each with its PTX and what that was linked to: {name: report}."""
+    found = functions(disassembled([text for text, _ in linked.values()], architecture))
     reports = {}
-    for kernel, text in texts.items():
-        code = link(text, architecture)
+    for kernel, (text, code) in linked.items():
         reserved = RESERVED.get(architecture, 0) if code.shared else 0
         code = code._replace(shared=code.shared - reserved)
         reports[kernel.name] = _judged(kernel, text, code, found[code.symbol])
@@ -161,15 +160,23 @@ def _over_budget(kernel: Kernel, code: Code) -> Iterator[str]:
         yield f"{code.spilled} bytes spilled"
 
 
-def examine_all(chosen: Iterable[Kernel]) -> dict[int, dict[str, Report]]:
+def examine_all(
+    chosen: Iterable[Kernel], architectures: Iterable[int] = ARCHITECTURES
+) -> dict[int, dict[str, Report]]:
     """Examine kernels on every architecture: {architecture: {name: report}}."""
-    compiled = {kernel: texts(kernel) for kernel in chosen}
-
-    def on(architecture: int) -> dict[str, Report]:
-        return examined({k: text[architecture] for k, text in compiled.items()}, architecture)
-
+    waiting: dict[int, dict[Kernel, tuple[str, Future[Code]]]] = {a: {} for a in architectures}
     with ThreadPoolExecutor() as pool:  # the linker and nvdisasm leave Python to others
-        return dict(zip(ARCHITECTURES, pool.map(on, ARCHITECTURES), strict=True))
+        for kernel in chosen:
+            compiled = texts(kernel)
+            for architecture, row in waiting.items():
+                text = compiled[architecture]
+                row[kernel] = text, pool.submit(link, text, architecture)
+
+        def on(architecture: int) -> dict[str, Report]:
+            linked = {k: (text, code.result()) for k, (text, code) in waiting[architecture].items()}
+            return examined(linked, architecture)
+
+        return dict(zip(waiting, pool.map(on, waiting), strict=True))
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -265,13 +272,20 @@ def main(arguments: list[str]) -> int:
             print(*lines, "", sep="\n")
     if page:
         page.write_text(text, "utf-8")
-    bad = set()
+    problems = grouped(found)
+    for (name, problem), where in problems.items():
+        print(f"{name}: {problem} ({', '.join(f'sm_{architecture}' for architecture in where)})")
+    return len({name for name, _ in problems})
+
+
+def grouped(found: dict[int, dict[str, Report]]) -> dict[tuple[str, str], list[int]]:
+    """Return where each kernel has which problem: {(name, problem): architectures}."""
+    problems: dict[tuple[str, str], list[int]] = {}
     for architecture, row in found.items():
         for name, report in row.items():
             for problem in report.problems:
-                print(f"{name}, sm_{architecture}: {problem}")
-                bad.add(name)
-    return len(bad)
+                problems.setdefault((name, problem), []).append(architecture)
+    return problems
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .products import (
     THREADS,
     U32,
     WARPS,
+    check_dtype,
     kernel_of,
     named,
     next_row,
@@ -53,6 +54,7 @@ def norm_in_conv(dtype: str, K: int, width: int, group: int = 0) -> Kernel:
     """
     if not 1 <= K <= LARGEST_KERNEL:
         raise InputError(f"conv_kernel: expected 1 to {LARGEST_KERNEL}, found {K}")
+    check_dtype(dtype, group)
     product = row_product(dtype, group, plane=plane_of(dtype, width))
     norm, columns, vector = normed(dtype, width), U32(4 * QUADS[dtype]), shared_floats(dtype, width)
 
@@ -136,7 +138,7 @@ def step(dtype: str, N: int) -> Kernel:
     h moves on by one step; y is gated. dt_proj is float32, bfloat16 or float16, as in int8 models,
     too. Raises InputError for another dtype or more than 64 states.
     """
-    if dtype == "int8" or not 1 <= N <= MOST_STATES:
+    if dtype not in QUADS or dtype == "int8" or not 1 <= N <= MOST_STATES:
         raise InputError(
             f"step: expected dt_proj as floats and 1 to {MOST_STATES} states, found {dtype}, {N}"
         )

@@ -81,6 +81,7 @@ def score(dtype: str, width: int, sampling: bool, group: int = 0) -> Kernel:
     token's rank and id. Only sampling reads the last three. Raises InputError for a dtype or a
     group that it cannot do.
     """
+    check_dtype(dtype, group)
     product = row_product(dtype, group, plane=plane_of(dtype, width))
     norm, columns, vector = normed(dtype, width), U32(4 * QUADS[dtype]), shared_floats(dtype, width)
 
@@ -126,8 +127,7 @@ def pick(dtype: str, group: int = 0) -> Kernel:
 
     bests (blocks, 2), blocks, ids (room for all), count (1), embeddings (V, D_pad), their scales,
     residual (D_pad), D_pad. ids[count] becomes the token and the residual its embedding; then count
-    is one more.
-    Raises InputError for a dtype or a group that it cannot do.
+    is one more. Raises InputError for a dtype or a group that it cannot do.
     """
     check_dtype(dtype, group)
     put, columns = _writer(dtype, group), U32(4 * QUADS[dtype])

@@ -7,7 +7,7 @@ is needed, and again when the adapter's numbers are no longer those that it was 
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,9 +20,12 @@ from ..errors import ConfigError, InputError, NonFiniteError
 from ..generation import GenerateOutput, GenerationConfig, TokenStream
 from ..hub import split_hub_options
 from ..int8 import refuse
+from ..interventions import Change
 from ..model import MambaForCausalLM
 from ..outputs import MambaCausalLMOutput
 from ..params import Params, map_arrays
+from ..trace import Trace
+from ..trace.labels import tokenizer_of
 from .config import ALL_LINEAR, LoraConfig
 from .files import locate_adapter, read_adapter, save_adapter
 from .targets import INERT, LINEAR, REFUSED, Arrays, Target, check_names, find_targets
@@ -241,6 +244,16 @@ class PeftModel:
     def stream(self, *arguments: Any, **options: Any) -> TokenStream:
         """Continue a prompt step by step; see MambaForCausalLM."""
         return self.effective.stream(*arguments, **options)
+
+    def trace(self, *arguments: Any, **options: Any) -> Trace:
+        """Read one text and return what goes on inside; see MambaForCausalLM."""
+        if options.get("tokenizer") is None:  # the adapted model came from no files
+            options["tokenizer"] = tokenizer_of(self.base_model)
+        return self.effective.trace(*arguments, **options)
+
+    def intervene(self, *changes: Change) -> AbstractContextManager[MambaForCausalLM]:
+        """Change the adapted model, as it is now, while a block lasts; see MambaForCausalLM."""
+        return self.effective.intervene(*changes)
 
     def new_cache(self, batch_size: int = 1) -> Any:
         """Return an empty cache for the adapted model, which fits no other: not the base."""

@@ -4,18 +4,20 @@ import naive
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda.np", reason="numba-cuda compiles the kernels")
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'mamba-np[cuda]'")
 
 from matrices import KINDS, padded, stored
 from running import ARCHITECTURES, InPlace, empty, run
 from tolerances import assert_close_to_scale, tolerance
 
 from mamba_np import equations as eq
-from mamba_np.cuda import compiler, decode
+from mamba_np.cuda import compiler, decode, head
 from mamba_np.cuda.products import width_for
 from mamba_np.errors import InputError
 
 CLOSE = tolerance("step", "float32")
+MODEL = tolerance("model", "float32")
+NOT_READ = np.zeros(2, np.float32)
 FLOATS = ("float32", "bfloat16", "float16")
 
 
@@ -102,6 +104,12 @@ def test_zeros_are_normed_to_zeros():
     )  # fmt: skip
     assert not x.array.any()
     assert not z.array.any()
+
+
+def test_weights_that_are_refused():
+    for factory in (lambda d: decode.norm_in_conv(d, 4, 1024), decode.select, decode.out_residual):
+        with pytest.raises(InputError, match=r"dtype: expected one of .* found 'float64'"):
+            factory("float64")
 
 
 @pytest.mark.parametrize("K", [0, 33])
@@ -216,6 +224,127 @@ def test_out_proj(dtype, group, rows, E_pad, blocks):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_out_proj_on_each_architecture(arch):
     fourth_part("int8", 16, 9, 272, 2, arch=arch)
+
+
+# --- together -------------------------------------------------------------------------------------
+
+D, E, N, R, K, V = 24, 20, 3, 5, 4, 29
+D_PAD, E_PAD, N4, R8 = 32, 48, 4, 8  # multiples of every group here
+M = 2 * N4 + R8
+
+
+class Block:
+    """One block of a model: what the oracle reads, what the kernels read, and its states."""
+
+    def __init__(self, rng, dtype, group):
+        # dt_proj is never int8.
+        kinds = {"dtype": dtype, "group": group}, {"dtype": dtype.replace("int8", "float32")}
+        self.dtype, self.group, self.low = dtype, group, kinds[1]["dtype"]
+        self.norm, self.bias = padded(random(rng, D), D_PAD), np.zeros(2 * E_PAD, np.float32)
+        into = np.zeros((2 * E_PAD, D_PAD), np.float32)
+        for half in (0, E_PAD):
+            into[half : half + E, :D] = random(rng, E, D)
+            self.bias[half : half + E] = random(rng, E)
+        self.into = stored(into, **kinds[0])
+        self.conv, self.conv_bias = padded(random(rng, K, E), K, E_PAD), random(rng, E)
+        select = np.zeros((M, E_PAD), np.float32)
+        for first, count in ((0, N), (N4, N), (2 * N4, R)):
+            select[first : first + count, :E] = random(rng, count, E) / 4
+        self.select = stored(select, **kinds[0])
+        self.dt = stored(padded(random(rng, E, R) / 4, E_PAD, R8), **kinds[1])
+        self.dt_bias, self.skip = (padded(random(rng, E), E_PAD) for _ in range(2))
+        self.A_log = rng.uniform(-1, 2, (E, N)).astype(np.float32)
+        self.A = padded(eq.per_octave(eq.continuous_A(self.A_log)), E_PAD, N4)
+        self.out = stored(padded(random(rng, D, E) / 4, D_PAD, E_PAD), **kinds[0])
+        self.out_bias = padded(random(rng, D), D_PAD)
+        self.window = np.zeros((K, E_PAD), np.float32)
+        self.h = np.zeros((E_PAD, N4), np.float32)
+
+    def tensors(self):
+        """Return the parameters in float64, as checkpoints name and order them."""
+        halves = np.r_[:E, E_PAD : E_PAD + E]
+        rows = np.r_[2 * N4 : 2 * N4 + R, :N, N4 : N4 + N]
+        found = {
+            "norm.weight": self.norm[:D],
+            "in_proj.weight": self.into.exact[halves, :D], "in_proj.bias": self.bias[halves],
+            "conv1d.weight": self.conv.T[:E], "conv1d.bias": self.conv_bias,
+            "x_proj.weight": self.select.exact[rows, :E],
+            "dt_proj.weight": self.dt.exact[:E, :R], "dt_proj.bias": self.dt_bias[:E],
+            "A_log": self.A_log, "D": self.skip[:E],
+            "out_proj.weight": self.out.exact[:D, :E], "out_proj.bias": self.out_bias[:D],
+        }  # fmt: skip
+        return {name: np.asarray(array, np.float64) for name, array in found.items()}
+
+    def token(self, residual, **options):
+        """Advance by one token: the residual (D_PAD) in place."""
+        x, z, selected, y = empty(E_PAD), empty(E_PAD), empty(M), empty(E_PAD)
+        run(
+            decode.norm_in_conv(self.dtype, K, 1024, self.group), (3,), residual, self.norm, 1e-5,
+            D, D_PAD, self.into.words, self.into.scales, self.bias, self.conv,
+            padded(self.conv_bias, E_PAD), InPlace(self.window), x, z, E_PAD, **options,
+        )  # fmt: skip
+        run(
+            decode.select(self.dtype, self.group), (M,), self.select.words, self.select.scales,
+            x.array, selected, E_PAD, **options,
+        )  # fmt: skip
+        run(
+            decode.step(self.low, N), (E_PAD // 16,), selected.array, self.dt.words, self.dt_bias,
+            self.A, self.skip, x.array, z.array, InPlace(self.h), y, R8, **options,
+        )  # fmt: skip
+        run(
+            decode.out_residual(self.dtype, self.group), (2,), self.out.words, self.out.scales,
+            self.out_bias, y.array, InPlace(residual), D_PAD, E_PAD, **options,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "group"), KINDS)
+def test_a_layer_over_several_tokens(dtype, group):
+    rng = np.random.default_rng(5)
+    block, inputs = Block(rng, dtype, group), random(rng, 6, D)
+    zeros = np.zeros((E, K)), np.zeros((E, N))
+    expected, window, h = naive.block(inputs.astype(float), block.tensors(), {}, *zeros)
+    for t, x in enumerate(inputs):
+        residual = padded(x, D_PAD)
+        block.token(residual)
+        assert_close_to_scale(residual[:D], expected[t], MODEL, f"{dtype}: token {t}")
+        assert not residual[D:].any()
+    assert_close_to_scale(block.window[:, :E], window.T, MODEL, f"{dtype}: window")
+    assert_close_to_scale(block.h[:E, :N], h, MODEL, f"{dtype}: h")
+
+
+@pytest.mark.parametrize(("dtype", "group", "arch"), [("bfloat16", 0, 75), ("int8", 16, 120)])
+def test_ten_greedy_tokens_of_a_model(dtype, group, arch):
+    rng = np.random.default_rng(9)
+    blocks = [Block(rng, dtype, group) for _ in range(2)]
+    embeddings = stored(padded(random(rng, V, D), V, D_PAD), dtype, group)
+    norm_f = padded(random(rng, D), D_PAD)
+    tensors = {
+        f"backbone.layers.{i}.mixer.{name}": array
+        for i, block in enumerate(blocks)
+        for name, array in block.tensors().items()
+    }
+    tensors["backbone.embeddings.weight"] = embeddings.exact[:, :D]
+    tensors["backbone.norm_f.weight"] = norm_f[:D].astype(float)
+    expected = naive.greedy(tensors, {}, [[7]], 10)[0]
+    count, ids = np.zeros(1, np.int32), np.full(11, -1, np.int32)
+    bests = np.array([[1, 7]], np.int32)  # the first token, as if it had been chosen
+    for _ in range(11):
+        residual = empty(D_PAD)
+        run(
+            head.pick(dtype, group), (1,), bests, len(bests), InPlace(ids), InPlace(count),
+            embeddings.words, embeddings.scales, residual, D_PAD, arch=arch,
+        )  # fmt: skip
+        for block in blocks:
+            block.token(residual.array, arch=arch)
+        best = empty(2, 2, dtype=np.int32)
+        run(
+            head.score(dtype, 1024, False, group), (2,), residual.array, norm_f, 1e-5, D, D_PAD,
+            embeddings.words, embeddings.scales, V, empty(V), best, NOT_READ, NOT_READ,
+            NOT_READ, arch=arch,
+        )  # fmt: skip
+        bests = best.array
+    assert list(ids) == list(expected)
+    assert len(set(ids)) > 4
 
 
 # --- what they cost -------------------------------------------------------------------------------

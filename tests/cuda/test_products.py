@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("numba.cuda.np", reason="numba-cuda compiles the kernels")
+pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'mamba-np[cuda]'")
 
 from matrices import KINDS, NO_SCALES, stored
 from running import ARCHITECTURES, empty, run
