@@ -497,11 +497,14 @@ def test_the_estimate_counts_a_token_that_comes_again_as_another_one(length, spe
     assert abs(held(trace) - (guess - too_many)) <= 0.02 * guess
 
 
-def test_the_estimate_asks_the_tokenizer_given(model, tokenizer):
+def test_the_estimate_and_the_limit_ask_the_tokenizer_given(model, tokenizer):
     plain = MambaForCausalLM(model.config, params=model.params)
     digits, spelt = (Trace.estimate(plain, 100, tokenizer=t) for t in (None, tokenizer))
     assert spelt - digits == 100 * (8 + SPELT - sys.getsizeof("4095"))
     assert spelt == Trace.estimate(model, 100)
+    assert len(plain.trace(range(100), tokenizer=tokenizer, limit=spelt)) == 100
+    with pytest.raises(InputError, match=f"or allow it with limit={spelt}"):
+        plain.trace(range(100), tokenizer=tokenizer, limit=spelt - 1)
 
 
 def test_means_of_a_long_text_need_little_memory():

@@ -47,8 +47,10 @@ LOOPS: dict[str, LoopBudget] = {"channel_scan": LoopBudget(4, 150)}
 
 # --- from kernels to machine code -----------------------------------------------------------------
 
-FAMILIES = {75: 90, 80: 90, 86: 90, 89: 90, 90: 90, 100: 120, 120: 120}
-"""Architectures whose PTX is the same but for the target's name, which one stands for."""
+FAMILIES = {75: 90, 80: 90, 86: 90, 89: 90, 90: 90, 100: 100, 120: 120}
+"""Architectures whose PTX is the same but for the target's name, which one stands for.
+
+For Blackwell's, the compiler is a newer one, which tells them apart."""
 
 
 def texts(kernel: Kernel) -> dict[int, str]:

@@ -151,6 +151,21 @@ FAULTS = {  # {name: (body with {} for what is wrong or right, wrong, right, mes
         "{} mov.u32 %r6, %r5; add.u32 %r7, %r6, 1;",
         "", "mov.u32 %r5, 1;", "reads register %r6, which is not set", {},
     ),
+    "set and unset": (
+        "mov.u32 %r6, 1; {} mov.u32 %r6, %r5; add.u32 %r7, %r6, 1;",
+        "", "mov.u32 %r5, 1;", "reads register %r6, which is not set", {},
+    ),
+    "before a variable": (
+        ".shared .align 4 .b8 a[4]; .shared .align 4 .b8 b[12]; mov.u32 %r5, a; "
+        "setp.eq.u32 %p2, %r0, 0; @%p2 st.shared.u32 [%r5], 1; "
+        "@%p2 st.shared.v2.u32 [b{}], {{%r0, %r0}};",
+        "-4", "+4", "out of bounds: 8 bytes", {},
+    ),
+    "half a variable": (
+        ".shared .align 8 .b8 a[4]; .shared .align 8 .b8 b[8]; setp.eq.u32 %p2, %r0, 0; "
+        "@%p2 st.shared.v2.u32 [{}], {{%r0, %r0}};",
+        "a", "b", "out of bounds: 8 bytes", {},
+    ),
     "division": (
         "div.u32 %r5, 7, {};",
         "%r0", "32", "divides an integer by zero", {},
@@ -249,10 +264,30 @@ def test_checks_can_be_left_out():
 
 
 def test_launches_do_not_race_with_each_other():
-    memory, array = Memory(), np.zeros(32, np.uint32)
+    memory, array = Memory(), np.zeros(64, np.uint32)
     address = memory.alloc(array)
-    for grid in (1, 1):
-        launch(kernel_of(START + "st.global.u32 [%d1], %r0;", 1), grid, 32, [address], memory)
+    launch(kernel_of(START + "st.global.u32 [%d1], %r2;", 1), 2, 32, [address], memory)
+    back = "sub.u32 %r5, 63, %r2; mad.wide.u32 %d1, %r5, 4, %d0; st.global.u32 [%d1], %r2;"
+    launch(kernel_of(START + back, 1), 2, 32, [address], memory)
+    assert array.tolist() == list(range(63, -1, -1))
+
+
+def test_nothing_lies_between_arrays():
+    arrays = np.zeros(64, np.uint32), np.zeros(64, np.uint32)
+    for offset in (256, 1024, -16):
+        base = "p1" if offset < 0 else "p0"
+        with pytest.raises(PTXError, match=f"at byte {offset} of array {int(offset < 0)}"):
+            run(f"ld.param.u64 %d5, [{base}]; st.global.u32 [%d5+{offset}], 1;", *arrays, block=1)
+
+
+def test_a_fault_in_one_of_several_spaces_names_the_thread():
+    """Threads 0 to 15 read global memory, the others shared memory, where 20 wrote nothing."""
+    body = (
+        OWN + "setp.ne.u32 %p2, %r0, 20; @%p2 st.shared.u32 [%r5], 1; bar.sync 0; "
+        "cvt.u64.u32 %d5, %r5; cvta.shared.u64 %d5, %d5; @%p1 mov.u64 %d5, %d2; ld.u32 %r6, [%d5];"
+    )
+    with pytest.raises(PTXError, match=r"thread \(20, 0, 0\): reads shared memory where nothing"):
+        run(body, np.zeros(32, np.uint32), outside=SHARED)
 
 
 def test_arrays_that_kernels_must_not_write():

@@ -148,6 +148,16 @@ def test_shuffles_wait_for_lanes_that_come_later():
     assert np.array_equal(found, np.where(LANES < 16, LANES ^ 1, 7))
 
 
+def test_lanes_that_a_guard_excludes_do_not_wait():
+    """Four lanes leave the loop at a time; the odd ones shuffle, once all odd ones have come."""
+    found = results(
+        "and.b32 %r7, %r0, 1; setp.eq.u32 %p4, %r7, 1; shr.u32 %r8, %r0, 2; mov.u32 %r5, 99; "
+        "mov.u32 %r6, 0; bra L; E: @%p4 shfl.sync.bfly.b32 %r5, %r0, 6, 31, 0xAAAAAAAA; bra F; "
+        "L: add.u32 %r6, %r6, 1; setp.gt.u32 %p2, %r6, %r8; @%p2 bra E; bra L; F:"
+    )
+    assert np.array_equal(found, np.where(LANES % 2, LANES ^ 6, 99))
+
+
 def test_votes_and_matches():
     block = np.arange(64)
     low = block % 32
@@ -221,6 +231,15 @@ def test_threads_part_and_meet_again():
     assert counters.opcodes["add.u32"] == sum(steps) + 5000
     assert counters.bytes_stored == {"global": 20000}
     assert counters.steps < 20 * sum(sorted(steps)[-10:]), "threads run one by one"
+
+
+def test_what_follows_a_branch_runs_once():
+    text = "@{} bra L; " + "add.u32 %r0, %r0, 1; " * 10 + "L: " + "add.u32 %r0, %r0, 3; " * 100
+    out = np.zeros(32, np.uint32)
+    together, apart = (
+        run(f"setp.lt.u32 %p2, %r0, {n}; " + text.format("%p2"), out).steps for n in (0, 16)
+    )
+    assert together <= apart < together + 10
 
 
 def test_barriers_that_count():

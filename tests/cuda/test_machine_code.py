@@ -44,6 +44,7 @@ JUMPS = """
         /*00d0*/                   BRA `(.L_x_2) ;
 .L_x_10:
         /*00e0*/                   BRA `(.L_x_10);
+.L_x_12:
 	.section	.text.other,"ax",@progbits
         /*0000*/                   RET.ABS.NODEC R20 0x0 ;
 .L_x_11:
@@ -60,7 +61,22 @@ def test_jumps():
     names = [outer[i].name for i in sorted(machine_code.successors(outer))]
     assert "LDL" not in names  # a warp goes that way only when its lanes went apart
     assert names[-4:] == ["STL", "EXIT", "CALL.ABS.NOINC", "EXIT"]
+    assert other[0].labels == ()
     assert list(machine_code.successors(other)) == [0]
     assert outer[8].operands == "[R1], R2"
     assert outer[6].target == ".L_x_3"  # a jump
     assert outer[10].target is None  # a call
+
+
+def test_a_jump_back_from_a_way_around_is_no_loop():
+    text = """
+	.section	.text.f,"ax",@progbits
+        /*0000*/              @P0 BRA `(.L_x_1) ;
+        /*0010*/                   FMUL R1, R1, R1 ;
+.L_x_0:
+        /*0020*/                   EXIT ;
+.L_x_1:
+        /*0030*/                   FADD R1, R1, R1 ;
+        /*0040*/                   BRA `(.L_x_0) ;
+"""
+    assert machine_code.inner_loops(machine_code.functions(text)["f"]) == []

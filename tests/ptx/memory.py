@@ -77,7 +77,8 @@ class Region:
             rows = offsets // (dtype.itemsize * count)
             self._rows(self.known, bits, count)[rows] = ~bits.type(0)
         if codes is not None and self.shadow is not None:
-            races = self.shadow.write(offsets, dtype.itemsize * count, codes, atomic)
+            note = self.shadow.change if atomic else self.shadow.write
+            races = note(offsets, dtype.itemsize * count, codes)
             if races is not None:
                 message = f"race: writes to {self.name} where another thread wrote or read"
                 raise Fault(message, races)

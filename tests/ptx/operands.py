@@ -121,7 +121,7 @@ class Operands:
             raise PTXError(f"result {text}: expected .{kind.name}, found .{register.type.name}")
         dtype = kind.dtype
         if register.type.bytes > kind.bytes:
-            dtype = np.dtype(f"{'int' if kind.is_signed else 'uint'}{8 * register.type.bytes}")
+            dtype = np.dtype(f"uint{8 * register.type.bytes}")  # signs are extended even so
             if kind.is_float:
                 narrow = self.writer(text, Type("b", np.dtype(f"uint{8 * kind.bytes}"), kind.bytes))
                 return lambda t, values: narrow(

@@ -2,9 +2,10 @@
 
 Two accesses of one address race if at least one writes, different threads make them, and no
 barrier lies between them. That threads of a warp often run in lock step is no excuse: nothing
-promises it. Between blocks of a launch nothing lies ever, but the grid's own barrier.
+promises it. Atomic changes do not race with each other, but with all else. Between blocks of a
+launch nothing lies ever, but the grid's own barrier.
 
-Each thread has a code, an integer of three fields, and leaves it on what it touches:
+Each thread has a code, an integer of four fields, and leaves it on what it touches:
 
     block (bits 32 and up) | epoch (bits 12 to 31) | warp (bits 6 to 11) | lane (bits 0 to 5)
 
@@ -19,9 +20,7 @@ THREAD = (1 << EPOCH) - 1
 MANY_LANES = 61  # in place of a lane: several of this warp
 SYNCED_LANES = 62  # the same, before the warp's last bar.warp.sync: its own lanes come after
 MANY_THREADS = THREAD  # in place of warp and lane: threads of several warps
-ATOMIC = THREAD - 2  # in place of warp and lane: whoever, atomically; atomics do not race
 MANY_BLOCKS = np.int64(1 << 62)
-ATOMIC_BLOCKS = np.int64(1 << 61)  # several blocks, atomically
 NOBODY = np.int64(-1)
 
 
@@ -41,7 +40,7 @@ def _races(left: np.ndarray, mine: np.ndarray) -> np.ndarray:
 
 
 class Shadow:
-    """The codes of a region's last writers and readers, by grains.
+    """Who wrote a region last, who read it and who changed it atomically: codes, by grains.
 
     A grain is as large as the narrowest access so far: whole vectors, until something smaller
     comes.
@@ -49,18 +48,21 @@ class Shadow:
 
     def __init__(self, size: int):
         self.size, self.grain = size, 0
-        self.writers = self.readers = np.empty(0, np.int64)
-        self.written = False  # by anyone: what nobody writes needs no look at its writers
+        nobody = np.empty(0, np.int64)
+        self.writers, self.readers, self.atomics = nobody, nobody, nobody
+        self.written = self.changed = False  # by anyone, plainly or atomically: else nothing to see
 
     def _grains(self, offsets: np.ndarray, width: int, codes: np.ndarray):
+        """Return the grains that the accesses touch, and the code for each."""
         if not self.grain:
             self.grain = width
             count = -(-self.size // width)
-            self.writers, self.readers = np.full((2, count), NOBODY)
+            self.writers, self.readers, self.atomics = np.full((3, count), NOBODY)
         elif width < self.grain:
             parts, self.grain = self.grain // width, width
             self.writers = np.repeat(self.writers, parts)
             self.readers = np.repeat(self.readers, parts)
+            self.atomics = np.repeat(self.atomics, parts)
         grains = offsets // self.grain
         if width > self.grain:
             parts = np.arange(width // self.grain)
@@ -69,65 +71,69 @@ class Shadow:
         return grains, codes
 
     def read(self, offsets: np.ndarray, width: int, codes: np.ndarray) -> np.ndarray | None:
-        """Note a read; return where it races with a write, by access, or None for nowhere."""
+        """Note a read; return where it races, by access, or None for nowhere."""
         grains, codes = self._grains(offsets, width, codes)
-        races = None
+        races = self._with_changes(grains, codes)
+        _add(self.readers, grains, codes)
+        return _by_access(races, len(offsets))
+
+    def write(self, offsets: np.ndarray, width: int, codes: np.ndarray) -> np.ndarray | None:
+        """Note a write; return where it races, by access, or None for nowhere."""
+        grains, codes = self._grains(offsets, width, codes)
+        races = self._with_changes(grains, codes) | _races(self.readers[grains], codes)
+        self.writers[grains], self.written = codes, True
+        races |= self.writers[grains] != codes  # two threads in this very instruction
+        return _by_access(races, len(offsets))
+
+    def change(self, offsets: np.ndarray, width: int, codes: np.ndarray) -> np.ndarray | None:
+        """Note an atomic change, which races with all but others of its kind; as ``read``."""
+        grains, codes = self._grains(offsets, width, codes)
+        races = _races(self.writers[grains], codes) | _races(self.readers[grains], codes)
+        self.changed = True
+        _add(self.atomics, grains, codes)
+        return _by_access(races, len(offsets))
+
+    def _with_changes(self, grains, codes) -> np.ndarray:
+        races = np.zeros(len(grains), bool)
         if self.written:
-            left = self.writers[grains]
-            races = _races(left, codes)
-        self._note_readers(grains, codes)
-        return _by_access(races, len(offsets))
-
-    def _note_readers(self, grains, codes) -> None:
-        before = self.readers[grains]
-        if ((before == codes) | (before == MANY_BLOCKS)).all():
-            return
-        self.readers[grains] = codes
-        last = self.readers[grains]
-        several = last != codes
-        if several.any():  # in this very instruction
-            merged = _together(last[several], codes[several])
-            _write_largest(self.readers, grains[several], merged)
-        earlier = (before >= 0) & (before != codes)
-        earlier &= (before >> EPOCH == codes >> EPOCH) | (before >> BLOCK != codes >> BLOCK)
-        earlier &= (before >> WARP != codes >> WARP) | (before & 63 != SYNCED_LANES)
-        if earlier.any():
-            grains = grains[earlier]
-            merged = _together(before[earlier], codes[earlier])
-            _write_largest(self.readers, grains, np.maximum(merged, self.readers[grains]))
-
-    def write(self, offsets, width: int, codes, atomic: bool = False) -> np.ndarray | None:
-        """Note a write; return where it races with a read or a write, by access."""
-        grains, codes = self._grains(offsets, width, codes)
-        self.written = True
-        left = self.writers[grains]
-        if atomic:
-            others = (left & THREAD == ATOMIC) | (left == ATOMIC_BLOCKS)
-            races = _races(left, codes) & ~others
-            self.writers[grains] = (codes & ~THREAD) | ATOMIC
-            elsewhere = others & (left >> BLOCK != codes >> BLOCK)
-            elsewhere |= self.writers[grains] >> BLOCK != codes >> BLOCK
-            self.writers[grains[elsewhere]] = ATOMIC_BLOCKS
-        else:
-            races = _races(left, codes)
-            self.writers[grains] = codes
-            races |= self.writers[grains] != codes  # two threads in this very instruction
-        races |= _races(self.readers[grains], codes)
-        return _by_access(races, len(offsets))
+            races |= _races(self.writers[grains], codes)
+        if self.changed:
+            races |= _races(self.atomics[grains], codes)
+        return races
 
     def warp_barrier(self, codes: np.ndarray) -> None:
         """Note that these threads' warps have met, each: what they did lies before."""
         if not self.grain:
             return
         warps = codes >> WARP
-        for left in (self.writers, self.readers):
+        for left in (self.writers, self.readers, self.atomics):
             met = np.isin(left >> WARP, warps)
             left[met] |= 63
             left[met] &= ~np.int64(63 - SYNCED_LANES)
 
 
-def _by_access(races, count: int):
-    if races is None or not races.any():
+def _add(target: np.ndarray, grains: np.ndarray, codes: np.ndarray) -> None:
+    """Add threads to those that have touched grains and do not race with each other."""
+    before = target[grains]
+    if ((before == codes) | (before == MANY_BLOCKS)).all():
+        return
+    target[grains] = codes
+    last = target[grains]
+    several = last != codes
+    if several.any():  # in this very instruction
+        merged = _together(last[several], codes[several])
+        _write_largest(target, grains[several], merged)
+    earlier = (before >= 0) & (before != codes)
+    earlier &= (before >> EPOCH == codes >> EPOCH) | (before >> BLOCK != codes >> BLOCK)
+    earlier &= (before >> WARP != codes >> WARP) | (before & 63 != SYNCED_LANES)
+    if earlier.any():
+        grains = grains[earlier]
+        merged = _together(before[earlier], codes[earlier])
+        _write_largest(target, grains, np.maximum(merged, target[grains]))
+
+
+def _by_access(races: np.ndarray, count: int) -> np.ndarray | None:
+    if not races.any():
         return None
     return races.reshape(count, -1).any(axis=1)
 
