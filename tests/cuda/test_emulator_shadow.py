@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ptx.shadow import EPOCH, Shadow, codes_of
 
@@ -39,18 +39,28 @@ def race(later, earlier):
 
 
 # Few threads of each warp and block, so that they meet often.
-SOME = [0, 1, 32, 64]
-LANES = st.lists(st.sampled_from(SOME), min_size=1, max_size=4, unique=True).map(sorted)
+SOME = [0, 1, 32, 33, 64]
+LANES = st.lists(st.sampled_from(SOME), min_size=1, max_size=5, unique=True).map(sorted)
 ACCESSES = st.tuples(
     st.sampled_from(["read", "read", "read", "write", "atomic", "atomic"]),
     st.sampled_from([4, 8]),
     LANES,
-    st.lists(st.sampled_from([0, 0, 0, 4, 8]), min_size=4, max_size=4),
+    st.lists(st.sampled_from([0, 0, 0, 4, 8]), min_size=5, max_size=5),
 )
 BARRIERS = st.tuples(st.sampled_from(["block", "warp"]), st.sampled_from(SOME))
 
 
-@settings(max_examples=1000)
+def at_0(kind, *lanes):
+    return kind, 4, list(lanes), [0] * 5
+
+
+@example([at_0("read", 0), at_0("read", 1), at_0("write", 1)])
+@example([at_0("read", 0, 1), ("warp", 0), at_0("read", 0), at_0("write", 0)])
+@example([at_0("read", 1), ("warp", 0), at_0("write", 0)])
+@example([at_0("atomic", 1), ("warp", 0), at_0("write", 0)])
+@example([at_0("read", 0, 32, 33), ("warp", 32), at_0("write", 32)])
+@example([at_0("write", 0), at_0("atomic", 0), at_0("atomic", 1)])
+@settings(max_examples=500)
 @given(st.lists(st.one_of(ACCESSES, ACCESSES, BARRIERS), min_size=2, max_size=8))
 def test_races(steps):
     shadow, codes = Shadow(SIZE), codes_of(BLOCK, THREAD)

@@ -66,7 +66,7 @@ def _add(s: Statement, operands: Operands) -> Run:
 def _fused(s: Statement, operands: Operands) -> Run:
     kind = type_of(s)
     _no_pairs(kind)
-    if kind.name == "f16":  # exact in float64 but for the last rounding, as of its float32
+    if kind.name == "f16":  # rounded twice, which may differ in the last place
 
         def half(a, b, c):
             return fma(a.astype("f8"), b.astype("f8"), c.astype("f8")).astype("f2")
@@ -263,15 +263,9 @@ def _comparison(s: Statement, operands: Operands, kind: Type, last: int):
     flushing = flush if "ftz" in s.modifiers else (lambda x: x)
     joined = [one for one in s.modifiers if one in _COMBINE]
     if not joined:
-        return lambda t: (compare(flushing(a(t)), flushing(b(t))), True)
+        return lambda t: compare(flushing(a(t)), flushing(b(t)))
     combine, c = _COMBINE[joined[0]], operands.read(last, PRED)
-
-    def both(t):
-        result, third = compare(flushing(a(t)), flushing(b(t))), c(t)
-        return combine(result, third), third
-
-    both.combine = combine
-    return both
+    return lambda t: combine(compare(flushing(a(t)), flushing(b(t))), c(t))
 
 
 @instruction("setp", allow=" ".join([*_COMPARE, *_COMBINE, "ftz"]))
@@ -282,13 +276,13 @@ def _set_predicate(s: Statement, operands: Operands) -> Run:
     compare = _comparison(s, operands, kind, 3)
     write = operands.writer(first, PRED)
     if second is None:
-        return lambda t: write(t, compare(t)[0])
+        return lambda t: write(t, compare(t))
     if len(operands) > 3:
         raise PTXError("two results with a third predicate are not known here")
     write_other = operands.writer(second, PRED)
 
     def run(t):
-        result = compare(t)[0]
+        result = compare(t)
         write(t, result)
         write_other(t, ~result)
 
@@ -301,7 +295,7 @@ def _set(s: Statement, operands: Operands) -> Run:
     compare = _comparison(s, operands, kind, 3)
     write = operands.write(0, result)
     true = result.dtype.type(1.0) if result.is_float else ~np.zeros((), result.dtype)
-    return lambda t: write(t, np.where(compare(t)[0], true, result.dtype.type(0)))
+    return lambda t: write(t, np.where(compare(t), true, result.dtype.type(0)))
 
 
 @instruction("selp")

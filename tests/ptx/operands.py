@@ -9,7 +9,7 @@ import numpy as np
 from .errors import PTXError
 from .parser import Body, Register, Statement, split
 from .threads import Threads
-from .types import Type
+from .types import TYPES, Type
 
 Read = Callable[[Threads], np.ndarray]
 Write = Callable[[Threads, np.ndarray], None]
@@ -161,8 +161,6 @@ class Operands:
 
     def address(self, place: int) -> Read:
         """Return what computes an address in brackets: int64, one for each present thread."""
-        from .types import TYPES
-
         name, offset = self.named_in_brackets(place)
         if name not in self.body.registers:
             fixed = np.int64(int(self.constant(name, TYPES["u64"])) + offset)

@@ -129,7 +129,7 @@ def _add(target: np.ndarray, grains: np.ndarray, codes: np.ndarray) -> None:
     if earlier.any():
         grains = grains[earlier]
         merged = _together(before[earlier], codes[earlier])
-        _write_largest(target, grains, np.maximum(merged, target[grains]))
+        _write_largest(target, grains, merged)
 
 
 def _by_access(races: np.ndarray, count: int) -> np.ndarray | None:
