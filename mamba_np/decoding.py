@@ -195,13 +195,15 @@ class Reader:
         if self.use_cache:
             self.cache = output.cache_params
         self.hidden_states = output.hidden_states
-        logits = output.logits[:, -1]
+        return self.checked(output.logits[:, -1])
+
+    def checked(self, logits: NDArray) -> NDArray:
+        """Return logits; raise NonFiniteError naming the parameter that made them NaN, if any."""
         if np.isnan(logits).any():
             self._explain_nan()
         return logits
 
     def _explain_nan(self) -> None:
-        """Raise NonFiniteError naming the parameter that is to blame, if one is."""
         find = getattr(self.model, "find_non_finite", None)
         name = find() if find else None
         if name is not None:

@@ -136,7 +136,7 @@ class TokenStream(Iterator[NDArray]):
         texts, stopping, live = self._task.texts, self._task.stopping, np.ones(1, bool)
         for token, suspect in writer:
             if suspect is not None:
-                check_scores(suspect, texts.count + 1, "logits")
+                check_scores(self._task.reader.checked(suspect), texts.count + 1, "logits")
             texts.append(np.array([token]))
             self._reasons = stopping(texts.new, lambda: texts.ids, np.empty(0), live)
             yield texts.new[:, -1].copy()

@@ -214,6 +214,7 @@ class MambaModel(PretrainedModel):
             if observer is not None:
                 raise InputError("trace: expected no intervention at the same time, found one")
             changed = self._intervention.run
+            x = np.asarray(x)  # an engine may have left the looking up for later
             return changed(x, self.params, self.config, memory, batch.lengths, keep_all)
         if observer is not None:
             return observer.run(x, self.params, self.config, memory)

@@ -84,14 +84,12 @@ def scan_seconds(device: Device, B: int, L: int, E: int, N: int) -> float:
     return seconds(device, lambda: device.launch(scan.channel_scan(N), grid, *arguments))
 
 
-def model_of(hidden_size: int, layers: int, dtype: str, vocabulary: int | None = None) -> Any:
+def model_of(hidden_size: int, layers: int, dtype: str) -> Any:
     """Return a model of a published shape: small random vectors, and matrices of zeros.
 
     Time does not depend on what the weights are, and zeros take no time to make.
     """
-    config = MambaConfig(
-        vocab_size=vocabulary or VOCABULARY, hidden_size=hidden_size, num_hidden_layers=1
-    )
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=hidden_size, num_hidden_layers=1)
     one = init_params(config, 0, dtype=dtype, head=True)
     params = map_arrays(lambda _, a: np.zeros(a.shape, a.dtype) if a.ndim == 2 else a, one)
     config = MambaConfig(**config.to_dict() | {"num_hidden_layers": layers})

@@ -132,7 +132,7 @@ def one_layer(device: Device, layer: Layer, s: Sizes) -> DeviceParams:
 
 
 def nbytes(params: Params, config: MambaConfig) -> int:
-    """Return how much memory ``upload`` takes, within a few percent."""
+    """Return about how much memory ``upload`` takes; what padding adds besides is little."""
     total = 0
     s = Sizes.of(config)
     for layer in params.layers:

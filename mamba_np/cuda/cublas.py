@@ -12,7 +12,7 @@ from ..errors import BackendError
 from .device import Block, Product
 
 PLAIN, TRANSPOSED = 0, 1  # cublasOperation_t
-KINDS = {"float32": 0, "float16": 2, "bfloat16": 14}  # cudaDataType_t
+KINDS = {"float32": 0, "bfloat16": 14}  # cudaDataType_t
 SUMS_IN_FLOAT32 = 68  # CUBLAS_COMPUTE_32F: no TensorFloat-32
 ANY_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 

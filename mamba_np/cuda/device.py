@@ -34,6 +34,8 @@ class Device(Protocol):
     name: str
     architecture: int  # 90 for sm_90
     processors: int  # multiprocessors
+    lock: Any
+    """Held by a thread whose work belongs together: all threads share one order of work."""
 
     def free_bytes(self) -> int:
         """Return how much memory is free."""

@@ -7,7 +7,7 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -43,8 +43,8 @@ class Gpu:
     """One NVIDIA GPU; see ``device.Device`` for what its methods do."""
 
     def __init__(self, number: int = 0):
-        self._driver = _library()
-        self._number = number
+        self._driver, self.lock = _library(), threading.RLock()
+        self._recording, self._unwanted = False, []
         version = self._call("cuDriverGetVersion")
         count = self._call("cuDeviceGetCount")
         if not 0 <= number < count:
@@ -76,10 +76,11 @@ class Gpu:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Call the driver; return what it returns besides the error."""
-        error, *results = getattr(self._driver, name)(*arguments)
+        with self.lock:  # not while another thread records: its work would be recorded, too
+            error, *results = getattr(self._driver, name)(*arguments)
         if int(error):
             raise BackendError(f"backend: the GPU's driver refused {name}: {_text(error)}")
-        return results[0] if results else None
+        return results[0] if len(results) == 1 else results
 
     def _enter(self) -> None:
         """Make this GPU the calling thread's."""
@@ -92,10 +93,7 @@ class Gpu:
     def free_bytes(self) -> int:
         """Return how much memory is free."""
         self._enter()
-        error, free, _ = self._driver.cuMemGetInfo()
-        if int(error):
-            raise BackendError(f"backend: the GPU's driver refused cuMemGetInfo: {_text(error)}")
-        return free
+        return self._call("cuMemGetInfo")[0]
 
     def allocate(self, nbytes: int) -> Memory:
         """Return memory of zeros; raises BackendError if there is not enough."""
@@ -111,13 +109,14 @@ class Gpu:
         return block
 
     def release(self, address: int) -> None:
-        """Give memory back; work that uses it may still be under way."""
-        try:
-            self._enter()
-            self.wait()
-            self._driver.cuMemFree(address)
-        except BackendError:  # the driver is gone, at the end of the process
-            pass
+        """Give memory back, which waits for all work; after a recording, if there is one."""
+        with self.lock:
+            if self._recording:
+                self._unwanted.append(address)
+                return
+            with suppress(BackendError):  # the driver is gone, at the end of the process
+                self._enter()
+                self._call("cuMemFree", address)
 
     def upload(self, block: Block, array: NDArray, offset: int = 0) -> None:
         """Copy an array into a block."""
@@ -179,12 +178,17 @@ class Gpu:
         self._enter()
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         graph = Graph(self)
-        self._call("cuStreamBeginCapture", self._stream, mode)
-        try:
-            yield graph
-        finally:
-            recorded = self._call("cuStreamEndCapture", self._stream)
-        graph.complete(recorded)
+        with self.lock:
+            self._call("cuStreamBeginCapture", self._stream, mode)
+            self._recording = True
+            try:
+                yield graph
+            finally:
+                self._recording = False
+                recorded = self._call("cuStreamEndCapture", self._stream)
+            graph.complete(recorded)
+            while self._unwanted:
+                self.release(self._unwanted.pop())
 
     def wait(self) -> None:
         """Wait for all work."""
@@ -239,10 +243,10 @@ def _check_version(driver: int) -> None:
     """Refuse a driver older than the compilers: it could not load what they make."""
     major, _ = import_module("cuda.bindings.nvjitlink").version()
     if driver // 1000 < major:
+        older = ", or pip install 'mamba-np[cuda12]'" if driver // 1000 == 12 else ""
         raise BackendError(
             f"backend: expected a driver for CUDA {major} as numba-cuda has it, found one for "
-            f"CUDA {driver // 1000}.{driver % 1000 // 10}; update the driver, or "
-            f"pip install 'mamba-np[cuda{driver // 1000}]'"
+            f"CUDA {driver // 1000}.{driver % 1000 // 10}; update the driver{older}"
         )
 
 

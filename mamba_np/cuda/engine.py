@@ -16,13 +16,13 @@ from .. import reference
 from ..config import MambaConfig
 from ..errors import BackendError
 from ..params import Layer, Params, map_arrays, may_change
-from ..reference import State, cross_entropy, embed
+from ..reference import State, cross_entropy
 from . import arena, driver
-from .arena import DeviceStates, Sizes
-from .device import Device, upload_new
+from .arena import DeviceStates, Matrix, Sizes
+from .device import Block, Device, upload_new
 from .products import blocks_for, gemv
-from .prompt import Chunk
-from .rows import DeviceRows
+from .prompt import Chunk, Rows
+from .rows import DeviceRows, Embedded
 from .token import Token, Writer, weights
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Loaded:
         self._seen = [(a, a.copy()) for a in _arrays(params) if may_change(a)]
         self.params = arena.upload(device, params, config)
         self.chunk: Chunk | None = None
+        self.scores: Block | None = None
 
     def unchanged(self, device: Device) -> bool:
         """Return whether the device has what the arrays hold now."""
@@ -84,6 +85,13 @@ class Loaded:
             self.chunk = None  # given back before there is more
             self.chunk = Chunk(self.device, self.params, rows)
         return self.chunk
+
+    def room_for_scores(self, positions: int, V: int) -> Block:
+        """Return memory for the scores of some positions: that of the call before, likewise."""
+        if self.scores is None or self.scores.nbytes < 4 * positions * V:
+            self.scores = None
+            self.scores = self.device.allocate(4 * positions * V)
+        return self.scores
 
 
 def _arrays(params: Params) -> list[NDArray]:
@@ -105,13 +113,14 @@ def loaded(params: Params, config: MambaConfig) -> Loaded:
     return found
 
 
-def memory_of(cache: "MambaCache") -> DeviceStates | tuple[NDArray, NDArray]:
+def memory_of(cache: "MambaCache") -> DeviceStates:
     """Return the states of a cache on the device, sent there if they are not."""
     gpu = device()
     if isinstance(cache.away, DeviceStates) and cache.away.device is gpu:
         return cache.away
-    states = DeviceStates(gpu, Sizes.of_states(*cache.memory), cache.batch_size)
-    states.send(*cache.memory)
+    with gpu.lock:
+        states = DeviceStates(gpu, Sizes.of_states(*cache.memory), cache.batch_size)
+        states.send(*cache.memory)
     cache.away = states
     return states
 
@@ -119,8 +128,13 @@ def memory_of(cache: "MambaCache") -> DeviceStates | tuple[NDArray, NDArray]:
 # --- the model ------------------------------------------------------------------------------------
 
 
+def embed(ids: NDArray, embeddings: Any, dtype: Any) -> Embedded:  # (B L), (V D) -> (B L D)
+    """Return what stands for the embeddings until ``run`` looks them up on the device."""
+    return Embedded(ids, embeddings)
+
+
 def run(
-    x: NDArray,
+    x: NDArray | Embedded,
     params: Params,
     config: MambaConfig,
     memory: DeviceStates | tuple[NDArray, NDArray],
@@ -128,18 +142,19 @@ def run(
     keep_all: bool = False,
 ) -> list[Any]:
     """Do what ``reference.run`` does; the last output is rows on the device (``DeviceRows``)."""
-    model = loaded(params, config)
-    if isinstance(memory, DeviceStates):
-        return _run(x, model, config, memory, lengths, keep_all)
-    states = DeviceStates(model.device, model.params.sizes, len(x))
-    states.send(*memory)
-    hidden = _run(x, model, config, states, lengths, keep_all)
-    states.fetch(*memory)
-    return hidden
+    with device().lock:
+        model = loaded(params, config)
+        if isinstance(memory, DeviceStates):
+            return _run(x, model, config, memory, lengths, keep_all)
+        states = DeviceStates(model.device, model.params.sizes, len(x))
+        states.send(*memory)
+        hidden = _run(x, model, config, states, lengths, keep_all)
+        states.fetch(*memory)
+        return hidden
 
 
 def _run(
-    x: NDArray, model: Loaded, config: MambaConfig, states: DeviceStates, lengths: Any,
+    x: Any, model: Loaded, config: MambaConfig, states: DeviceStates, lengths: Any,
     keep_all: bool,
 ) -> list[Any]:  # fmt: skip
     texts, L, D = x.shape
@@ -170,10 +185,10 @@ def _run(
 
 
 def _one_token(
-    x: NDArray, model: Loaded, config: MambaConfig, states: DeviceStates
+    x: Any, model: Loaded, config: MambaConfig, states: DeviceStates
 ) -> DeviceRows:  # (1 1 D) -> (1 1 D)
     token = _token(model, config, states)
-    token.read(x[0, 0])
+    token.read(x)
     shape = 1, 1, x.shape[2]
     return DeviceRows(model.device, token.normed(), shape, model.params.sizes.D_pad)
 
@@ -189,24 +204,32 @@ def writer(
     params: Params, config: MambaConfig, cache: "MambaCache", token: int, most: int
 ) -> Writer:
     """Return an iterator of the best tokens after one, chosen and read on the device."""
-    model, states = loaded(params, config), memory_of(cache)
-    assert isinstance(states, DeviceStates)
-    return Writer(_token(model, config, states), token, most)
+    with device().lock:
+        model, states = loaded(params, config), memory_of(cache)
+        return Writer(_token(model, config, states), token, most)
 
 
 def head(x: Any, lm_head: Any) -> NDArray:  # (B L D), (V D) -> (B L V)
-    """Do what ``reference.head`` does, with rows on the device or an array."""
+    """Do what ``reference.head`` does, with rows on the device or an array.
+
+    NumPy does it for a head that was never sent to the device: nothing was run with it.
+    """
     model = next((m for p, m in _loaded.items() if p.lm_head is lm_head), None)
     if model is None or model.params.lm_head is None or model.device is not device():
         return reference.head(np.asarray(x), lm_head)
-    gpu, matrix, D_pad = model.device, model.params.lm_head, model.params.sizes.D_pad
+    with model.device.lock:
+        return _scores(x, model, model.params.lm_head)
+
+
+def _scores(x: Any, model: Loaded, matrix: Matrix) -> NDArray:  # (B L D) -> (B L V)
+    gpu, D_pad = model.device, model.params.sizes.D_pad
     texts, L, D = x.shape
     if not isinstance(x, DeviceRows):
         wide = np.zeros((texts * L, D_pad), np.float32)
         wide[:, :D] = np.reshape(x, (-1, D))
         x = DeviceRows(gpu, upload_new(gpu, wide), (texts, L, D), D_pad)
     scores = np.empty((texts * L, matrix.rows), np.float32)
-    block = gpu.allocate(4 * min(SCORED, max(1, len(scores))) * matrix.rows)
+    block = model.room_for_scores(min(SCORED, len(scores)), matrix.rows)
     for start in range(0, len(scores), SCORED):
         part = scores[start : start + SCORED]
         address = x.address + 4 * D_pad * start
@@ -215,7 +238,7 @@ def head(x: Any, lm_head: Any) -> NDArray:  # (B L D), (V D) -> (B L V)
             kernel = gemv(matrix.kind, matrix.group)
             gpu.launch(kernel, grid, *weights(matrix), address, block, matrix.rows, D_pad)
         else:
-            rows = (address, D_pad), matrix, (block, matrix.rows)
+            rows = Rows(address, D_pad), matrix, (block, matrix.rows)
             model.room(len(part)).product(*rows, len(part))
         gpu.download(block, part)
     return scores.reshape(texts, L, matrix.rows)
@@ -236,16 +259,17 @@ def mixer(u: NDArray, layer: Layer, config: MambaConfig, state: State, lengths: 
 
 def _one_layer(x, layer, config, state, lengths, *, with_norm):
     gpu, s = device(), Sizes.of(config)._replace(layers=1)
-    params = arena.one_layer(gpu, layer, s)
     (window, h), (texts, L, D) = (part.swapaxes(1, 2)[None].copy() for part in state), x.shape
-    states, chunk = DeviceStates(gpu, s, texts), Chunk(gpu, params, max(1, texts * L))
-    states.send(window, h)
-    ends = np.full(texts, L) if lengths is None else np.clip(lengths, 0, L)
-    chunk.read(x, ends, None if with_norm else chunk.normed)
-    if L:
+    with gpu.lock:
+        params = arena.one_layer(gpu, layer, s)
+        states, chunk = DeviceStates(gpu, s, texts), Chunk(gpu, params, max(1, texts * L))
+        states.send(window, h)
+        ends = np.full(texts, L) if lengths is None else np.clip(lengths, 0, L)
+        chunk.read(x, ends, None if with_norm else chunk.normed)
+        u = Rows(chunk.normed.address, s.D_pad)
         if with_norm:
-            chunk.norm(params.layers[0].norm, config.layer_norm_epsilon, texts * L)
-        chunk.mix(params.layers[0], *states.places(0), texts, L)
-    states.fetch(window, h)
-    y = np.asarray(DeviceRows(gpu, chunk.residual, (texts, L, D), s.D_pad))
+            u = chunk.norm(params.layers[0].norm, config.layer_norm_epsilon, texts * L)
+        chunk.mix(u, params.layers[0], *states.places(0), texts, L)
+        states.fetch(window, h)
+        y = np.asarray(DeviceRows(gpu, chunk.residual, (texts, L, D), s.D_pad))
     return y, State(window[0].swapaxes(1, 2), h[0].swapaxes(1, 2))

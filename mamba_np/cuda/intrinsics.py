@@ -32,29 +32,27 @@ def _as(builder, place, llvm_type):
     return builder.bitcast(place, ir.PointerType(llvm_type, addrspace=place.type.addrspace))
 
 
-def _loader(element, count: int):
-    vector = ir.VectorType(_LLVM[element], count)
+def _loader(element):
+    vector = ir.VectorType(_LLVM[element], 4)
 
     @intrinsic
     def load(typing_context, base, index):
         def generate(context, builder, signature, arguments):
             kinds = signature.args
             place = _place(context, builder, kinds[0], arguments[0], kinds[1], arguments[1])
-            loaded = builder.load(_as(builder, place, vector), align=4 * count)
-            parts = [builder.extract_element(loaded, I32(k)) for k in range(count)]
+            loaded = builder.load(_as(builder, place, vector), align=16)
+            parts = [builder.extract_element(loaded, I32(k)) for k in range(4)]
             return context.make_tuple(builder, signature.return_type, parts)
 
-        return types.UniTuple(element, count)(base, index), generate
+        return types.UniTuple(element, 4)(base, index), generate
 
     return load
 
 
-load4 = _loader(types.float32, 4)
+load4 = _loader(types.float32)
 """Read four float32 at once: (pointer, index) -> four numbers."""
-load4_words = _loader(types.uint32, 4)
+load4_words = _loader(types.uint32)
 """Read four uint32 at once."""
-load2_words = _loader(types.uint32, 2)
-"""Read two uint32 at once."""
 
 
 def _stored(element):
@@ -179,12 +177,4 @@ def warp_sum(x):
     """Return the sum of x over the 32 lanes of a warp, in every lane."""
     for distance in (16, 8, 4, 2, 1):
         x += cuda.shfl_xor_sync(WHOLE_WARP, x, distance)
-    return x
-
-
-@device
-def warp_max(x):
-    """Return the largest x of the 32 lanes of a warp, in every lane."""
-    for distance in (16, 8, 4, 2, 1):
-        x = max(x, cuda.shfl_xor_sync(WHOLE_WARP, x, distance))
     return x

@@ -5,7 +5,7 @@
 The memory for a chunk of tokens is allocated once and used by every layer and chunk.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,21 @@ from numpy.typing import NDArray
 from . import scan, scan_chunks, sequence
 from .arena import CHANNELS, DeviceLayer, DeviceParams, DeviceStates, Matrix
 from .device import Block, Device, Product
+from .rows import Embedded
 from .scan_lanes import lane_scan
 from .token import weights
 
 WIDENED = ("float16", "int8")
 """Matrices that become float32, one at a time, before a product: their numbers stay what they are,
 and cuBLAS multiplies no int8 by float32."""
+
+
+class Rows(NamedTuple):
+    """Where rows of numbers lie, how far apart they begin, and what kind the numbers are."""
+
+    address: int
+    width: int
+    kind: str = "float32"
 
 
 class Chunk:
@@ -34,7 +43,7 @@ class Chunk:
         self.residual, self.normed = floats(s.D_pad), floats(s.D_pad)
         self._xz, self._selected = floats(2 * s.E_pad), floats(s.M)
         self._x, self._raw, self._y = floats(s.E_pad), floats(s.E_pad), floats(s.E_pad)
-        self._lengths = device.allocate(4 * rows)
+        self._lengths, self._ids = (device.allocate(4 * rows) for _ in range(2))
         self._scratch: Block | None = None
         matrices = [m for layer in params.layers for m in vars(layer).values()]
         matrices = [m for m in (*matrices, params.lm_head) if isinstance(m, Matrix)]
@@ -43,39 +52,56 @@ class Chunk:
         wide = max((m.rows * m.width for m in matrices if m.kind in WIDENED), default=0)
         self._wide = device.allocate(4 * wide) if wide else None
 
-    def read(self, x: NDArray, lengths: NDArray, into: Block | None = None) -> None:
-        """Begin with vectors (B, L, D) from the host, of each of which ``lengths`` (B) count."""
-        wide = np.zeros((x.shape[0] * x.shape[1], self.params.sizes.D_pad), np.float32)
-        wide[:, : x.shape[2]] = x.reshape(len(wide), -1)
-        self.device.upload(into or self.residual, wide)
+    def read(self, x: NDArray | Embedded, lengths: NDArray, into: Block | None = None) -> None:
+        """Begin with vectors (B, L, D), of each of which ``lengths`` (B) count."""
+        into, rows = into or self.residual, x.shape[0] * x.shape[1]
+        if isinstance(x, Embedded):
+            self.device.upload(self._ids, x.ids.reshape(-1).astype(np.int32))
+            table, D_pad = self.params.embeddings, self.params.sizes.D_pad
+            kernel = sequence.embed(table.kind, table.group)
+            self._each(kernel, rows, self._ids, *weights(table), into, D_pad)
+        else:
+            wide = np.zeros((rows, self.params.sizes.D_pad), np.float32)
+            wide[:, : x.shape[2]] = x.reshape(rows, -1)
+            self.device.upload(into, wide)
         self.device.upload(self._lengths, lengths.astype(np.int32))
 
-    def norm(self, scale: Block, eps: float, rows: int) -> None:
-        """Norm the residual (T, D_pad) into ``normed``."""
-        s = self.params.sizes
-        self._rows(sequence.rms_norm(), rows, self.residual, scale, eps, s.D, s.D_pad, self.normed)
+    def norm(self, scale: Block, eps: float, rows: int, kind: str = "float32") -> Rows:
+        """Norm the residual (T, D_pad): into ``normed``, or rounded for a product in bfloat16."""
+        s, to = self.params.sizes, self._made_for(kind, self.normed)
+        self._each(sequence.rms_norm(to.kind), rows, self.residual, scale, eps, s.D, s.D_pad,
+                   to.address)  # fmt: skip
+        return to._replace(width=s.D_pad)
 
-    def mix(self, layer: DeviceLayer, window: int, h: int, texts: int, length: int) -> None:
-        """Add what a mixer makes of ``normed`` to the residual; advance its states (addresses)."""
+    def mix(
+        self, u: Rows, layer: DeviceLayer, window: int, h: int, texts: int, length: int
+    ) -> None:
+        """Add what a mixer makes of u (T, D_pad) to the residual; its states, addresses, move."""
         s, T, (in_bias, out_bias) = self.params.sizes, texts * length, self.params.biases
         wide = 2 * s.E_pad
         if in_bias:
-            self._rows(sequence.fill_rows(), T, self._xz, layer.in_proj_bias, wide)
-        self.product((self.normed, s.D_pad), layer.in_proj, (self._xz, wide), T, add=in_bias)
+            self._each(sequence.fill_rows(), T, self._xz, layer.in_proj_bias, wide)
+        self.product(u, layer.in_proj, (self._xz, wide), T, add=in_bias)
         self._convolve(layer, window, texts, length)
-        self.product((self._x, s.E_pad), layer.x_proj, (self._selected, s.M), T)
-        steps = self._selected.address + 4 * 2 * s.N4
-        self.product((steps, s.M), layer.dt_proj, (self._raw, s.E_pad), T)
-        self._scan(layer, h, texts, length)
+        self.product(Rows(self._x.address, s.E_pad), layer.x_proj, (self._selected, s.M), T)
+        steps = Rows(self._selected.address + 4 * 2 * s.N4, s.M)
+        self.product(steps, layer.dt_proj, (self._raw, s.E_pad), T)
+        y = self._scan(layer, h, texts, length)
         if out_bias:
-            self._rows(sequence.add_rows(), T, self.residual, layer.out_proj_bias, s.D_pad)
-        self.product((self._y, s.E_pad), layer.out_proj, (self.residual, s.D_pad), T, add=True)
+            self._each(sequence.add_rows(), T, self.residual, layer.out_proj_bias, s.D_pad)
+        self.product(y, layer.out_proj, (self.residual, s.D_pad), T, add=True)
 
     def block(self, i: int, states: DeviceStates, length: int, eps: float) -> None:
         """Go through one block of the model: the residual (B L D_pad) in place."""
         layer, texts = self.params.layers[i], states.texts
-        self.norm(layer.norm, eps, texts * length)
-        self.mix(layer, *states.places(i), texts, length)
+        u = self.norm(layer.norm, eps, texts * length, layer.in_proj.kind)
+        self.mix(u, layer, *states.places(i), texts, length)
+
+    def _made_for(self, kind: str, wide: Block) -> Rows:
+        """Return where to put rows that meet a matrix of a kind; their width is still to be set."""
+        if kind == "bfloat16" and self._narrow is not None:
+            return Rows(self._narrow.address, 0, "bfloat16")
+        return Rows(wide.address, 0)
 
     def _convolve(self, layer: DeviceLayer, window: int, texts: int, length: int) -> None:
         s = self.params.sizes
@@ -84,18 +110,20 @@ class Chunk:
             self._xz, layer.conv, layer.conv_bias, window, self._lengths, self._x, length, s.E_pad,
         )  # fmt: skip
 
-    def _scan(self, layer: DeviceLayer, h: int, texts: int, length: int) -> None:
-        """Scan in the form that suits the sizes; states at address ``h`` move on."""
+    def _scan(self, layer: DeviceLayer, h: int, texts: int, length: int) -> Rows:
+        """Scan in the form that suits the sizes, and return y; states at address ``h`` move on."""
         s, A = self.params.sizes, layer.A_per_octave
         plan = scan.choose(texts, length, s.E_pad, self.device.processors, s.N)
         if plan.form == "chunks":
             h = self._carried(plan, layer, h, texts, length)
-        kernel = (lane_scan if plan.form == "lanes" else scan.channel_scan)(s.N)
+        y = self._made_for(layer.out_proj.kind, self._y)
+        kernel = (lane_scan if plan.form == "lanes" else scan.channel_scan)(s.N, y.kind)
         self.device.launch(
             kernel, (scan.blocks_of(plan.form, s.E_pad), texts, plan.count),
             self._x, self._raw, self._xz, self._selected, A, layer.D, layer.dt_bias,
-            self._lengths, h, self._y, length, s.E_pad, s.M, plan.length,
+            self._lengths, h, y.address, length, s.E_pad, s.M, plan.length,
         )  # fmt: skip
+        return y._replace(width=s.E_pad)
 
     def _carried(self, plan: scan.Plan, layer: DeviceLayer, h: int, texts: int, length: int) -> int:
         """Return where the states lie that each chunk begins with; those at ``h`` move on."""
@@ -118,31 +146,23 @@ class Chunk:
     # --- products -------------------------------------------------------------------------------
 
     def product(
-        self, x: tuple[Block | int, int], matrix: Matrix, y: tuple[Block, int], rows: int,
-        *, add: bool = False,
-    ) -> None:  # fmt: skip
-        """Compute y (T, O) = x (T, I) W^T, or add that to y; each with the width of its rows."""
-        base, width = x
-        address = base if isinstance(base, int) else base.address
-        kind, place = "float32", matrix.values
-        if matrix.kind == "bfloat16":
-            kind, rounded = "bfloat16", self._narrow
-            assert rounded is not None
-            columns = matrix.width
-            self._rows(sequence.narrow(), rows, address, rounded, columns, width, columns)
-            address, width = rounded.address, columns
+        self, x: Rows, matrix: Matrix, y: tuple[Block, int], rows: int, *, add: bool = False
+    ) -> None:
+        """Compute y (T, O) = x (T, I) W^T, or add that to y, given with the width of its rows."""
+        place = matrix.values
+        if matrix.kind == "bfloat16" and x.kind == "float32":
+            columns, to = matrix.width, self._made_for("bfloat16", place)
+            self._each(sequence.narrow(), rows, x.address, to.address, columns, x.width, columns)
+            x = to._replace(width=columns)
         elif matrix.kind in WIDENED:
             assert self._wide is not None
             widen = sequence.widen(matrix.kind, matrix.group)
-            self._rows(widen, matrix.rows, *weights(matrix), self._wide, matrix.width)
+            self._each(widen, matrix.rows, *weights(matrix), self._wide, matrix.width)
             place = self._wide
         sizes = rows, matrix.rows, matrix.width
-        self.device.multiply(
-            Product((address, width), (place.address, matrix.width), (y[0].address, y[1]), sizes,
-                    add=add),
-            kind,
-        )  # fmt: skip
+        W, to_rows = (place.address, matrix.width), (y[0].address, y[1])
+        self.device.multiply(Product((x.address, x.width), W, to_rows, sizes, add=add), x.kind)
 
-    def _rows(self, kernel: Any, rows: int, *arguments: Any) -> None:
+    def _each(self, kernel: Any, rows: int, *arguments: Any) -> None:
         """Launch a kernel with a block for each row."""
         self.device.launch(kernel, (rows,), *arguments)

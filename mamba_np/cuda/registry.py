@@ -13,7 +13,6 @@ from .dialect import types
 F32_POINTER: Any = types.CPointer(types.float32)
 U16_POINTER: Any = types.CPointer(types.uint16)
 U32_POINTER: Any = types.CPointer(types.uint32)
-I8_POINTER: Any = types.CPointer(types.int8)
 I32_POINTER: Any = types.CPointer(types.int32)
 INT: Any = types.int32
 

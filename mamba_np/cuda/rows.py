@@ -1,11 +1,30 @@
-"""Rows of numbers on a device that look like an array: downloaded where somebody reads them."""
+"""What looks like an array of vectors, and becomes one only where somebody reads it."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import reference
 from .device import Block, Device
+
+
+class Embedded:
+    """The embeddings (B, L, D) of ids (B, L), not looked up yet: a device does that itself."""
+
+    def __init__(self, ids: NDArray, embeddings: Any):
+        self.ids, self.embeddings = ids, embeddings
+        self.shape = (*ids.shape, embeddings.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray:
+        return reference.embed(self.ids, self.embeddings, np.float32 if dtype is None else dtype)
+
+    def __getitem__(self, index: Any) -> "Embedded":
+        """Return some of the texts or positions: ``index`` is of ids."""
+        return Embedded(self.ids[index], self.embeddings)
 
 
 class DeviceRows:

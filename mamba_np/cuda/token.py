@@ -13,6 +13,7 @@ from . import decode, head, sequence
 from .arena import DeviceParams, DeviceStates, Matrix
 from .device import Block, Device, Recording
 from .products import blocks_for, width_for
+from .rows import Embedded
 
 STEP_CHANNELS = decode.STEP_THREADS // decode.STEP_LANES
 
@@ -30,16 +31,27 @@ class Token:
         self._blocks_of_states = states.window, states.h
         self._places = [states.places(i) for i in range(s.layers)]
         self.residual, self._normed = (device.allocate(4 * s.D_pad) for _ in range(2))
+        self._id = device.allocate(4)
         widths = s.E_pad, s.E_pad, s.M, s.E_pad
         self._x, self._z, self._selected, self._y = (device.allocate(4 * w) for w in widths)
         self._layers: Recording | None = None
 
-    def read(self, x: NDArray) -> None:  # (D)
-        """Go through all layers with a vector from the host: the residual is what they leave."""
-        wide = np.zeros(self.params.sizes.D_pad, np.float32)
-        wide[: len(x)] = x
-        self.device.upload(self.residual, wide)
+    def read(self, x: NDArray | Embedded) -> None:  # (1 1 D)
+        """Go through all layers with a vector: the residual is what they leave."""
+        if isinstance(x, Embedded):
+            self.begin(int(x.ids[0, 0]))
+        else:
+            wide = np.zeros(self.params.sizes.D_pad, np.float32)
+            wide[: x.shape[2]] = x[0, 0]
+            self.device.upload(self.residual, wide)
         self.replay()
+
+    def begin(self, token: int) -> None:
+        """Lay a token's embedding where the layers begin."""
+        table, D_pad = self.params.embeddings, self.params.sizes.D_pad
+        self.device.upload(self._id, np.array([token], np.int32))
+        kernel = sequence.embed(table.kind, table.group)
+        self.device.launch(kernel, (1,), self._id, *weights(table), self.residual, D_pad)
 
     def replay(self) -> None:
         """Go through all layers with what lies in ``residual``."""
@@ -114,19 +126,8 @@ class Writer:
         device.upload(self._temperature, np.array([temperature or 1], np.float32))
         words = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
         device.upload(self._seed, np.array(words, np.uint32))
-        self._begin(first)
+        token.begin(first)
         self._work: Recording | None = None
-
-    def _begin(self, first: int) -> None:
-        """Lay the token that is to be read next where the layers begin."""
-        embeddings, device = self.token.params.embeddings, self.token.device
-        lowest, no_bests = np.array([[1, first]], np.int32), device.allocate(8)
-        device.upload(no_bests, lowest)
-        spare = device.allocate(4), device.allocate(4)
-        device.launch(
-            head.pick(embeddings.kind, embeddings.group), (1,), no_bests, 1, *spare,
-            *weights(embeddings), self.token.residual, self.token.params.sizes.D_pad,
-        )  # fmt: skip
 
     def __iter__(self) -> Iterator[tuple[int, NDArray | None]]:
         return self
@@ -135,19 +136,21 @@ class Writer:
         """Read the token that was chosen last; return the next one, see ``model._writer``."""
         if self._made == self._room:  # as many as there is memory for
             raise StopIteration
-        if self._work is None:
-            self.token.replay()
-            self._choose()
-            with self.token.device.recording() as self._work:
-                self.token.layers()
+        with self.token.device.lock:
+            if self._work is None:
+                self.token.replay()
                 self._choose()
-        else:
-            self._work.replay()
-        self._made += 1
-        bests = np.empty((self._grid, 2), np.int32)
-        self.token.device.download(self._bests, bests)
-        rank, number = max((int(r), -int(i)) for r, i in bests)
-        return -number, None if abs(rank) < head.INFINITE else self._scores()
+                with self.token.device.recording() as self._work:
+                    self.token.layers()
+                    self._choose()
+            else:
+                self._work.replay()
+            bests = np.empty((self._grid, 2), np.int32)
+            self.token.device.download(self._bests, bests)
+            self._made += 1
+            ranks, ids = bests.astype(np.int64).T
+            best = ((ranks << 32) - ids).argmax()  # the highest rank, and the lowest id that has it
+            return int(ids[best]), None if abs(ranks[best]) < head.INFINITE else self._scores()
 
     def _scores(self) -> NDArray:  # (1 V)
         scores = np.empty((1, self._lm_head.rows), np.float32)

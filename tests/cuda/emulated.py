@@ -3,6 +3,7 @@
 Products of matrices, which a GPU leaves to cuBLAS, are NumPy's here, on the same memory.
 """
 
+import threading
 from contextlib import contextmanager
 
 import ml_dtypes
@@ -39,7 +40,7 @@ class EmulatedDevice:
     name, processors = "an emulated GPU", 4
 
     def __init__(self, architecture=90):
-        self.architecture = architecture
+        self.architecture, self.lock = architecture, threading.RLock()
         self.memory, self.blocks = Memory(), []
         self.launches, self.kernels, self._recording = {}, {}, None
 

@@ -6,6 +6,7 @@ The driver here is a stand-in with the same functions, which keeps "device" memo
 import ctypes
 import enum
 import gc
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -151,7 +152,8 @@ def test_a_driver_that_finds_no_gpu(monkeypatch):
     [
         ({"count": 0}, "expected GPU 0, found 0 GPUs"),
         ({"major": 7, "minor": 0}, r"compute capability 7.5 or newer, found A GPU with 7.0"),
-        ({"version": 12080}, r"expected a driver for CUDA 13 .* found one for CUDA 12.8"),
+        ({"version": 12080}, r"a driver for CUDA 13 .* CUDA 12.8; update .*mamba-np\[cuda12\]"),
+        ({"version": 11080}, r"expected a driver for CUDA 13 .* CUDA 11.8; update the driver$"),
     ],
 )  # fmt: skip
 def test_a_machine_that_cannot_do_it(machine, facts, text):
@@ -253,6 +255,34 @@ def test_recorded_work_is_replayed(machine):
     del graph
     gc.collect()
     assert len(fake.named("cuGraphExecDestroy")) == 1
+
+
+def test_memory_is_not_given_back_while_recording(machine):
+    gpu, fake = machine()
+    block = gpu.allocate(4)
+    address = block.address
+    with gpu.recording():
+        del block
+        gc.collect()
+        assert address in fake.blocks
+    assert address not in fake.blocks
+
+
+def test_other_threads_wait_while_one_records(machine):
+    gpu, _ = machine()
+    block, order = gpu.allocate(4), []
+
+    def read():
+        gpu.download(block, np.empty(1, np.float32))
+        order.append("read")
+
+    other = threading.Thread(target=read)
+    with gpu.recording():
+        other.start()
+        other.join(0.2)
+        order.append("recorded")
+    other.join()
+    assert order == ["recorded", "read"]
 
 
 def test_a_failure_while_recording_ends_it(machine):

@@ -5,6 +5,7 @@ Trained checkpoints against float64 references, and the laws: any split, padding
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import naive
@@ -228,6 +229,28 @@ def test_a_cache_that_is_only_read_stays(gpu):
     np.testing.assert_array_equal(cache.ssm_states[0], 0)
 
 
+def test_threads_share_a_model(gpu):
+    model, _ = small_models()
+    texts = [IDS[:1], IDS[1:]] * 2
+    alone = [model.generate(t, max_new_tokens=3, do_sample=False, eos_token_id=None) for t in texts]
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(
+            lambda t: model.generate(t, max_new_tokens=3, do_sample=False, eos_token_id=None), texts
+        )
+    np.testing.assert_array_equal(np.array(list(together)), np.array(alone))
+
+
+def test_vectors_are_looked_up_and_rounded_on_the_device(gpu):
+    model, _ = small_models("bfloat16")
+    model(IDS)
+    assert gpu.launches["embed bfloat16"] == 1
+    assert gpu.launches["rms_norm bfloat16"] == 2  # what in_proj meets; the last norm is float32
+    assert gpu.launches["narrow"] == 2 * 2 + 1  # x and dt of each layer, and what the head meets
+    gpu.launches.clear()
+    model(inputs_embeds=np.zeros((1, 2, 20), np.float32))
+    assert not any(name.startswith("embed") for name in gpu.launches)
+
+
 def test_changed_weights_are_sent_again(gpu):
     model, _ = small_models()
     before = model(IDS).logits
@@ -276,7 +299,7 @@ def test_scores_that_are_no_numbers_are_an_error_on_the_device(gpu):
     model, _ = small_models()
     sound = model.generate(IDS[:1], max_new_tokens=3, do_sample=False, eos_token_id=None)[0, 9:]
     model.params.embeddings[sound[0]] = np.inf  # met by the token after the first
-    with pytest.raises(NonFiniteError, match=r"new token 2, row 0|embeddings"):
+    with pytest.raises(NonFiniteError, match=r"^backbone.embed.*: expected finite weights"):
         model.generate(IDS[:1], max_new_tokens=3, do_sample=False, eos_token_id=None)
 
 

@@ -18,6 +18,7 @@ from .counters import Counters
 from .errors import PTXError
 from .memory import Apart, Fault, Memory
 from .parser import Body, bodies
+from .shadow import EPOCH
 from .threads import Threads
 from .warps import present
 
@@ -275,7 +276,7 @@ class _Schedule:
             message = f"divergent barrier: some threads wait at line {a}, others at line {b}"
             self._fail(int(self.waits[lanes][other][0]), message)
         full = whole | (self.expected[lanes] == t.block_size)
-        t.codes[lanes[full]] += 1 << 12  # the next epoch; a part of a block orders nothing
+        t.codes[lanes[full]] += 1 << EPOCH  # the next one; a part of a block orders nothing
         for place in np.unique(self.waits[lanes]):
             here = lanes[self.waits[lanes] == place]
             if (finish := self.kernel.code[place].finish) is not None:
