@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format gpu-check clean
+.PHONY: help demo lab test tutorials lint format gpu-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -13,8 +13,14 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## write text with the bundled model
 	$(VENV)/bin/mamba-np generate "Once upon a time"
 
+lab: $(VENV)/.installed-tutorials  ## open the tutorials in Jupyter
+	$(VENV)/bin/jupyter lab tutorials
+
 test: $(VENV)/.installed-test  ## run the tests; options for pytest: make test ARGS="-k cache"
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+tutorials: $(VENV)/.installed-test  ## run the notebooks as Jupyter does
+	$(VENV)/bin/python -m pytest tests/test_tutorials.py --notebooks -m notebooks -rP $(ARGS)
 
 lint: $(VENV)/.installed-lint  ## style, types, imports and the repository's own gates
 	$(VENV)/bin/ruff check .

@@ -46,17 +46,25 @@ def pytest_addoption(parser):
         "--hub", action="store_true", help="run tests that download published checkpoints"
     )
     parser.addoption(
+        "--notebooks", action="store_true", help="execute the tutorials as Jupyter does"
+    )
+    parser.addoption(
         "--gpu", action="store_true", help="run the GPU engine's tests on a GPU, not the emulator"
     )
 
 
+OPT_IN = {
+    "hub": "downloads published checkpoints; opt in with --hub",
+    "notebooks": "executes the tutorials as Jupyter does; opt in with --notebooks",
+}
+
+
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--hub"):
-        return
-    skip = pytest.mark.skip(reason="downloads published checkpoints; opt in with --hub")
-    for item in items:
-        if "hub" in item.keywords:
-            item.add_marker(skip)
+    for name, reason in OPT_IN.items():
+        if not config.getoption(f"--{name}"):
+            for item in items:
+                if name in item.keywords:
+                    item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session", autouse=True)

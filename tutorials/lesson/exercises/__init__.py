@@ -1,0 +1,1 @@
+"""One module for each notebook, one function for each exercise."""
