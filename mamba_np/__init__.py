@@ -51,7 +51,8 @@ _MODULE_OF = {
 }
 _SUBMODULES = (
     *("analysis", "backend", "backward", "bundled", "derivatives", "equations", "errors"),
-    *("interventions", "lora", "ops", "plot", "reference", "report", "scoring", "training"),
+    *("interventions", "lora", "lti", "ops", "plot", "reference", "report", "scans", "scoring"),
+    "training",
 )
 
 __all__ = ["__version__", *_MODULE_OF, *_SUBMODULES]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -67,10 +68,12 @@ if TYPE_CHECKING:  # the same names for editors and type checkers
         errors,
         interventions,
         lora,
+        lti,
         ops,
         plot,
         reference,
         report,
+        scans,
         scoring,
         training,
     )

@@ -13,7 +13,7 @@ from tolerances import assert_close_to_scale, tolerance
 from mamba_np import AutoTokenizer, MambaForCausalLM, analysis, plot
 from mamba_np.errors import InputError, NonFiniteError
 from mamba_np.interventions import Ablate, CutPath, ScaleDelta
-from mamba_np.plot import figures, images, memory
+from mamba_np.plot import figures, images, memory, overview
 from mamba_np.trace import QUANTITIES
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -49,6 +49,8 @@ FIGURES = {
     "state": lambda m, t, **o: plot.state(t, LAYER, CHANNEL, **o),
     "strengths": lambda m, t, **o: plot.strengths(t, **o),
     "state_size": lambda m, t, **o: plot.state_size(t, training_length=4, **o),
+    "dashboard": lambda m, t, **o: plot.dashboard(t, LAYER, **o),
+    "dashboard of a channel": lambda m, t, **o: plot.dashboard(t, LAYER, CHANNEL, **o),
 }
 OF_A_MODEL = {  # that is, of no trace: a bad argument of each, and what is wrong
     "mixer_attention": ("channel", [LAYER, 18]),
@@ -395,6 +397,64 @@ def test_survival_is_sorted(trace):
         )
         np.testing.assert_allclose(line.get_xdata()[[0, -1]], [0.5 / 54, 53.5 / 54])
     assert [t.get_text() for t in ax.child_axes[0].get_yticklabels()] == ["0", "1", "2"]
+
+
+# --- overview -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channel", [None, CHANNEL])
+def test_dashboard_is_five_panels_over_the_tokens(trace, channel, dtype):
+    layers, steps, halves, write, attention = plot.dashboard(trace, LAYER, channel).axes[:5]
+    some = slice(None) if channel is None else [channel]
+    delta, B = trace.delta[LAYER][:, some], trace.B[LAYER]
+    close(values_of(layers), np.exp(np.log(trace.delta).mean(axis=2)), dtype)
+    close(bars_of(steps), np.exp(np.log(delta).mean(axis=1)), dtype)
+    written = (delta * trace.x[LAYER][:, some])[:, :, None] * B[:, None]
+    close(bars_of(write), np.sqrt(np.square(written).sum(axis=(1, 2))), dtype)
+    band, middle = (patch.get_data() for patch in halves.patches)
+    found = np.log(2) / (delta[:, :, None] * -trace.A[LAYER][some])
+    for drawn, q in ((band.baseline, 0.1), (middle.values, 0.5), (band.values, 0.9)):
+        expected = np.quantile(found, q, axis=(1, 2), method="nearest")
+        np.testing.assert_allclose(drawn, expected, rtol=1e-5)
+    (text,) = halves.lines
+    assert text.get_ydata()[0] == 12
+    assert halves.get_yscale() == "log"
+    alone = plot.hidden_attention(trace, LAYER, channel)
+    np.testing.assert_array_equal(values_of(attention), values_of(alone))
+    assert attention.get_aspect() == "auto"
+    for ax in (layers, steps, halves, write):
+        assert ax.get_shared_x_axes().joined(ax, attention)
+        assert not ax.get_xlabel()
+    assert [t.get_text() for t in attention.get_xticklabels()] == list(trace.labels)
+    for ax in (steps, attention):
+        title = ax.get_title(loc="left")
+        assert f"layer {LAYER}" in title
+        assert (f"channel {CHANNEL}" in title) == (channel is not None)
+
+
+def test_dashboard_of_some_channels_and_layers(model):
+    text = trace_of(model, 6, layers=[LAYER], channels=[0, CHANNEL])
+    figure = plot.dashboard(text, LAYER, CHANNEL)
+    np.testing.assert_array_equal(bars_of(figure.axes[1]), text.delta[0, :, 1])
+    assert "mean" not in figure.axes[1].get_title(loc="left")
+    with pytest.raises(InputError, match="channel"):
+        plot.dashboard(text, LAYER, 1)
+    with pytest.raises(InputError, match="layer"):
+        plot.dashboard(text, LAYER + 1)
+
+
+def test_half_lives_of_a_dashboard_are_found_in_blocks(monkeypatch, trace):
+    whole = plot.dashboard(trace, LAYER).axes[2].patches[0].get_data()
+    monkeypatch.setattr(overview, "BLOCK", 5 * trace.A[LAYER].size)
+    parts = plot.dashboard(trace, LAYER).axes[2].patches[0].get_data()
+    np.testing.assert_array_equal(parts.values, whole.values)
+    np.testing.assert_array_equal(parts.baseline, whole.baseline)
+
+
+def test_a_dashboard_without_a_step_forgets_nothing(trace):
+    still = plot.dashboard(replace(trace, delta=np.zeros_like(trace.delta)), LAYER)
+    assert np.isinf(still.axes[2].patches[1].get_data().values).all()
+    still.draw_without_rendering()
 
 
 # --- attention ------------------------------------------------------------------------------------

@@ -84,6 +84,17 @@ def test_special_tokens_are_in_italics(ax):
     assert {tick.get_style() for tick in ax.get_yticklabels()} == {"normal"}
 
 
+def test_names_that_shared_axes_hide_are_no_error():
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True)
+    spelled = ["Once", "</s>"]
+    for ax in (above, below):
+        token_axis(ax.xaxis, spelled, tokens=spelled)
+    figure.canvas.draw()
+    assert shown(below.xaxis) == spelled
+    assert [t.get_style() for t in below.get_xticklabels()] == ["normal", "italic"]
+    assert not above.get_xticklabels()
+
+
 def test_no_token_is_read_as_a_formula(ax):
     labels = ["$x^", "$", "$$", "\\frac", "_", "a$b$"]
     token_axis(ax.xaxis, labels)

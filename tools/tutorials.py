@@ -102,6 +102,7 @@ def execute(lesson: Lesson) -> tuple[Any, float]:
         kernel_name="python3",
         resources={"metadata": {"path": str(lesson.script.parent)}},
         record_timing=False,
+        extra_arguments=["--log-level=ERROR"],
     )
     start = time.perf_counter()
     client.execute()

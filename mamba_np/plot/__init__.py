@@ -15,6 +15,7 @@ from .attention import (
 )
 from .figures import STYLE, MissingPackageError
 from .memory import delta, half_life, influence, latest, state_shares, strengths, survival
+from .overview import dashboard
 from .predictions import logit_lens, relevance, what_if
 from .states import residual_norm, state, state_size
 from .tokens import token_axis
@@ -23,6 +24,7 @@ __all__ = [
     "STYLE",
     "MissingPackageError",
     "contributions",
+    "dashboard",
     "delta",
     "half_life",
     "hidden_attention",

@@ -64,9 +64,9 @@ def token_axis(
         list(places), labels=texts, rotation=90 if horizontal else 0, fontsize=SIZE,
         fontfamily=families, parse_math=False, usetex=False,
     )  # fmt: skip
-    for place, tick in zip(places, axis.get_ticklabels(), strict=True):
+    for place, tick in zip(places, axis.get_major_ticks(), strict=True):
         if tokens is not None and SPECIAL.fullmatch(tokens[place]):
-            tick.set_style("italic")
+            tick.label1.set_style("italic")  # which shared axes may hide
     axis.set_label_text(name if step == 1 else f"{name} (1 in {step} named)")
 
 
