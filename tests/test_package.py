@@ -233,10 +233,10 @@ def test_readme_python_runs_in_order(tmp_path):
     fake_hub.publish(cache, "state-spaces/mamba-130m-hf", FIXTURES / "models" / "base_silu")
     printed = fake_hub.run_offline("\n".join(blocks("python")), cache, tmp_path)
     assert printed.startswith("Once upon a time")
-    _, state, streamed = printed.partition("\nTrue MambaCache(")
+    written, state, streamed = printed.partition("\nTrue MambaCache(")
     assert state, printed
-    assert len(streamed.splitlines()) >= 3, "expected the cache's line, a streamed text and a list"
-    assert "\n['Hey how are you doing?" in streamed
+    assert "\n['Hey how are you doing?" in written
+    assert len(streamed.splitlines()) >= 3, "expected the cache's line and a streamed text"
     assert re.fullmatch(r"-?[\d.]+ becomes -?[\d.]+", printed.splitlines()[-1])
 
 
@@ -250,6 +250,24 @@ def test_readme_shell_commands_are_of_known_kinds():
     known = ("git clone <this repository> ", "cd ", "make ", "pip install .", "mamba-np ")
     assert [c for c in shell_commands() if not c.startswith(known)] == []
     assert len(shell_commands()) >= 4
+
+
+def without_comments(text):
+    return re.sub(r" *#.*", "", text)
+
+
+def test_the_korean_readme_is_the_same_document():
+    """Code, commands, links and tables are those of the English one, word for word."""
+    korean = (ROOT / "README.ko.md").read_text("utf-8")
+    for language in ("python", "sh", "text"):
+        theirs = re.findall(rf"```{language}\n(.*?)```", korean, flags=re.DOTALL)
+        assert [*map(without_comments, theirs)] == [*map(without_comments, blocks(language))]
+    for pattern in (r"^#+ ", r"`mamba-np \w+", r"^\|(?:[^|]*\|){6}$"):
+        assert len(re.findall(pattern, korean, re.M)) == len(re.findall(pattern, README, re.M))
+    assert re.findall(r"\d+ \| \d+", korean) == re.findall(r"\d+ \| \d+", README)
+    links = [set(re.findall(r"\]\(([^)]+)\)", text)) for text in (README, korean)]
+    own = {"README.md", "README.ko.md", "docs/glossary.md", "docs/code-map.md"}
+    assert links[0] ^ links[1] == own
 
 
 @pytest.mark.parametrize("target", sorted({*re.findall(r"(?:^|`)make (\w+)", README, re.M)}))
