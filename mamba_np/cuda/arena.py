@@ -202,7 +202,17 @@ def _vector(device: Device, array: NDArray | None, width: int, places: Any = Non
     return upload_new(device, found)
 
 
-# --- the states -----------------------------------------------------------------------------------
+# --- states, and what a layer makes of tokens -----------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """Where the quantities of some tokens lie before the scan, a row for each token."""
+
+    x: Block  # (T, E_pad): after the activation
+    gate: tuple[Block, int]  # (T, 2 E_pad) or (T, E_pad), and the column where z begins
+    selected: Block  # (T, M): B, C, then what step sizes are made of
+    raw: Block  # (T, E_pad): step sizes before bias and softplus
+    h: int  # the address of the states (E_pad, N4) before the first of them
 
 
 class DeviceStates:

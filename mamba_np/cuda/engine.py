@@ -140,26 +140,30 @@ def run(
     memory: DeviceStates | tuple[NDArray, NDArray],
     lengths: NDArray | None = None,
     keep_all: bool = False,
+    observer: Any = None,
 ) -> list[Any]:
-    """Do what ``reference.run`` does; the last output is rows on the device (``DeviceRows``)."""
+    """Do what ``reference.run`` does; the last output is rows on the device (``DeviceRows``).
+
+    ``observer`` looks on at the blocks of one text (``observing.Observer``).
+    """
     with device().lock:
         model = loaded(params, config)
         if isinstance(memory, DeviceStates):
-            return _run(x, model, config, memory, lengths, keep_all)
+            return _run(x, model, config, memory, lengths, keep_all, observer)
         states = DeviceStates(model.device, model.params.sizes, len(x))
         states.send(*memory)
-        hidden = _run(x, model, config, states, lengths, keep_all)
+        hidden = _run(x, model, config, states, lengths, keep_all, observer)
         states.fetch(*memory)
         return hidden
 
 
 def _run(
     x: Any, model: Loaded, config: MambaConfig, states: DeviceStates, lengths: Any,
-    keep_all: bool,
+    keep_all: bool, observer: Any,
 ) -> list[Any]:  # fmt: skip
     texts, L, D = x.shape
     if texts == L == 1 and lengths is None and not keep_all:
-        return [_one_token(x, model, config, states)]
+        return [_one_token(x, model, config, states, observer)]
     gpu, s = model.device, model.params.sizes
     length = max(1, min(L, CHUNK // texts))
     chunk = model.room(texts * length)
@@ -171,8 +175,10 @@ def _run(
         now = piece.shape[1]
         ends = np.full(texts, now) if lengths is None else np.clip(lengths - start, 0, now)
         chunk.read(piece, ends)
+        if observer is not None:
+            observer.begin(gpu, s, now)
         for i in range(s.layers):
-            chunk.block(i, states, now, eps)
+            chunk.block(i, states, now, eps, observer)
             if keep_all:
                 rows = DeviceRows(gpu, chunk.residual, piece.shape, s.D_pad)
                 hidden[i][:, start : start + now] = np.asarray(rows)
@@ -185,10 +191,13 @@ def _run(
 
 
 def _one_token(
-    x: Any, model: Loaded, config: MambaConfig, states: DeviceStates
+    x: Any, model: Loaded, config: MambaConfig, states: DeviceStates, observer: Any
 ) -> DeviceRows:  # (1 1 D) -> (1 1 D)
     token = _token(model, config, states)
-    token.read(x)
+    if observer is None:
+        token.read(x)
+    else:
+        token.read_watched(x, observer, model.room(1))
     shape = 1, 1, x.shape[2]
     return DeviceRows(model.device, token.normed(), shape, model.params.sizes.D_pad)
 

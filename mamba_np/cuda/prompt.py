@@ -5,13 +5,15 @@
 The memory for a chunk of tokens is allocated once and used by every layer and chunk.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import scan, scan_chunks, sequence
-from .arena import CHANNELS, DeviceLayer, DeviceParams, DeviceStates, Matrix
+from .arena import CHANNELS, DeviceLayer, DeviceParams, DeviceStates, Matrix, Seen
 from .device import Block, Device, Product
 from .rows import Embedded
 from .scan_lanes import lane_scan
@@ -42,7 +44,7 @@ class Chunk:
 
         self.residual, self.normed = floats(s.D_pad), floats(s.D_pad)
         self._xz, self._selected = floats(2 * s.E_pad), floats(s.M)
-        self._x, self._raw, self._y = floats(s.E_pad), floats(s.E_pad), floats(s.E_pad)
+        self._x, self.raw, self._y = floats(s.E_pad), floats(s.E_pad), floats(s.E_pad)
         self._lengths, self._ids = (device.allocate(4 * rows) for _ in range(2))
         self._scratch: Block | None = None
         matrices = [m for layer in params.layers for m in vars(layer).values()]
@@ -74,9 +76,13 @@ class Chunk:
         return to._replace(width=s.D_pad)
 
     def mix(
-        self, u: Rows, layer: DeviceLayer, window: int, h: int, texts: int, length: int
-    ) -> None:
-        """Add what a mixer makes of u (T, D_pad) to the residual; its states, addresses, move."""
+        self, u: Rows, layer: DeviceLayer, window: int, h: int, texts: int, length: int,
+        look: Callable[[Seen], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Add what a mixer makes of u (T, D_pad) to the residual; its states, addresses, move.
+
+        ``look`` is called before the scan.
+        """
         s, T, (in_bias, out_bias) = self.params.sizes, texts * length, self.params.biases
         wide = 2 * s.E_pad
         if in_bias:
@@ -84,18 +90,31 @@ class Chunk:
         self.product(u, layer.in_proj, (self._xz, wide), T, add=in_bias)
         self._convolve(layer, window, texts, length)
         self.product(Rows(self._x.address, s.E_pad), layer.x_proj, (self._selected, s.M), T)
-        steps = Rows(self._selected.address + 4 * 2 * s.N4, s.M)
-        self.product(steps, layer.dt_proj, (self._raw, s.E_pad), T)
+        self.step_sizes(self._selected, layer, T)
+        if look is not None:
+            look(Seen(self._x, (self._xz, s.E_pad), self._selected, self.raw, h))
         y = self._scan(layer, h, texts, length)
         if out_bias:
             self._each(sequence.add_rows(), T, self.residual, layer.out_proj_bias, s.D_pad)
         self.product(y, layer.out_proj, (self.residual, s.D_pad), T, add=True)
 
-    def block(self, i: int, states: DeviceStates, length: int, eps: float) -> None:
+    def step_sizes(self, selected: Block, layer: DeviceLayer, rows: int) -> None:
+        """Make ``raw`` (T, E_pad), step sizes before bias and softplus, of what x_proj made."""
+        s = self.params.sizes
+        steps = Rows(selected.address + 4 * 2 * s.N4, s.M)
+        self.product(steps, layer.dt_proj, (self.raw, s.E_pad), rows)
+
+    def block(
+        self, i: int, states: DeviceStates, length: int, eps: float, observer: Any = None
+    ) -> None:
         """Go through one block of the model: the residual (B L D_pad) in place."""
-        layer, texts = self.params.layers[i], states.texts
+        layer, texts, look = self.params.layers[i], states.texts, None
         u = self.norm(layer.norm, eps, texts * length, layer.in_proj.kind)
-        self.mix(u, layer, *states.places(i), texts, length)
+        if observer is not None and observer.wants(i):
+            look = partial(observer.mixing, i, layer)
+        self.mix(u, layer, *states.places(i), texts, length, look)
+        if observer is not None and look is not None:
+            observer.mixed(i, self.residual)
 
     def _made_for(self, kind: str, wide: Block) -> Rows:
         """Return where to put rows that meet a matrix of a kind; their width is still to be set."""
@@ -120,7 +139,7 @@ class Chunk:
         kernel = (lane_scan if plan.form == "lanes" else scan.channel_scan)(s.N, y.kind)
         self.device.launch(
             kernel, (scan.blocks_of(plan.form, s.E_pad), texts, plan.count),
-            self._x, self._raw, self._xz, self._selected, A, layer.D, layer.dt_bias,
+            self._x, self.raw, self._xz, self._selected, A, layer.D, layer.dt_bias,
             self._lengths, h, y.address, length, s.E_pad, s.M, plan.length,
         )  # fmt: skip
         return y._replace(width=s.E_pad)
@@ -134,7 +153,7 @@ class Chunk:
         ends, deltas = self._scratch.address, self._scratch.address + 4 * states
         self.device.launch(
             scan_chunks.chunk_states(s.N), (s.E_pad // CHANNELS, texts, plan.count),
-            self._x, self._raw, self._selected, A, layer.dt_bias, self._lengths, ends, deltas,
+            self._x, self.raw, self._selected, A, layer.dt_bias, self._lengths, ends, deltas,
             length, s.E_pad, s.M, plan.length,
         )  # fmt: skip
         self.device.launch(

@@ -5,12 +5,13 @@ greedy or sampled text needs nothing from the host but the word to go on.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import decode, head, sequence
-from .arena import DeviceParams, DeviceStates, Matrix
+from .arena import DeviceParams, DeviceStates, Matrix, Seen
 from .device import Block, Device, Recording
 from .products import blocks_for, width_for
 from .rows import Embedded
@@ -38,13 +39,29 @@ class Token:
 
     def read(self, x: NDArray | Embedded) -> None:  # (1 1 D)
         """Go through all layers with a vector: the residual is what they leave."""
+        self._start(x)
+        self.replay()
+
+    def read_watched(self, x: NDArray | Embedded, observer: Any, chunk: Any) -> None:  # (1 1 D)
+        """Do the same, with an ``observing.Observer`` looking on; ``chunk`` makes it step sizes."""
+        self._start(x)
+        observer.begin(self.device, self.params.sizes, 1)
+        for i, layer in enumerate(self.params.layers):
+            self._select(i)
+            if observer.wants(i):
+                chunk.step_sizes(self._selected, layer, 1)
+                gate, h = (self._z, 0), self._places[i][1]
+                observer.mixing(i, layer, Seen(self._x, gate, self._selected, chunk.raw, h))
+            self._step(i)
+            observer.mixed(i, self.residual)
+
+    def _start(self, x: NDArray | Embedded) -> None:
         if isinstance(x, Embedded):
             self.begin(int(x.ids[0, 0]))
         else:
             wide = np.zeros(self.params.sizes.D_pad, np.float32)
             wide[: x.shape[2]] = x[0, 0]
             self.device.upload(self.residual, wide)
-        self.replay()
 
     def begin(self, token: int) -> None:
         """Lay a token's embedding where the layers begin."""
@@ -76,8 +93,12 @@ class Token:
 
     def layer(self, i: int) -> None:
         """Launch the kernels of one layer."""
+        self._select(i)
+        self._step(i)
+
+    def _select(self, i: int) -> None:
         layer, s, launch = self.params.layers[i], self.params.sizes, self.device.launch
-        (window, h), into, out = self._places[i], layer.in_proj, layer.out_proj
+        (window, _), into = self._places[i], layer.in_proj
         width = width_for(s.D_pad)
         launch(
             decode.norm_in_conv(into.kind, s.K, width, into.group), self._blocks(2 * s.E_pad),
@@ -88,6 +109,10 @@ class Token:
             decode.select(layer.x_proj.kind, layer.x_proj.group), (s.M,),
             *weights(layer.x_proj), self._x, self._selected, s.E_pad,
         )  # fmt: skip
+
+    def _step(self, i: int) -> None:
+        layer, s, launch = self.params.layers[i], self.params.sizes, self.device.launch
+        (_, h), out = self._places[i], layer.out_proj
         launch(
             decode.step(layer.dt_proj.kind, s.N), (s.E_pad // STEP_CHANNELS,),
             self._selected, layer.dt_proj.values, layer.dt_bias, layer.A_per_octave, layer.D,

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from .. import equations as eq
 from ..config import MambaConfig
-from ..errors import InputError
 from ..params import Params
 from .request import Request
 
@@ -83,12 +82,11 @@ class Observer(Protocol):
 
 
 def observer(backend: str, record: Record) -> Any:
-    """Return the Observer of a backend given by its name; raises InputError if it has none."""
+    """Return the Observer of a backend given by its name."""
     if backend == "cuda":
-        raise InputError(
-            "trace: expected a model with backend 'cpu' or 'numpy', found 'cuda'; make another of "
-            "the same weights: MambaForCausalLM(model.config, params=model.params)"
-        )
+        from ..cuda.observing import Observer as OnDevice
+
+        return OnDevice(record)
     if backend == "cpu":
         from ..kernels.observing import Observer as Compiled
 

@@ -22,7 +22,7 @@ from tolerances import assert_close_to_scale, tolerance
 
 from mamba_np import MambaBlock, MambaConfig, MambaForCausalLM, MambaMixer, MambaModel, backend
 from mamba_np.cuda import driver, engine, scan
-from mamba_np.errors import BackendError, InputError, NonFiniteError
+from mamba_np.errors import BackendError, NonFiniteError
 from mamba_np.int8 import quantised
 from mamba_np.params import convert, map_arrays
 
@@ -345,12 +345,6 @@ def test_models_without_kernels_are_refused(gpu, fields):
 def test_float64_is_refused(gpu):
     with pytest.raises(BackendError, match="computing in float64"):
         MambaModel(SMALL, dtype="float64", backend="cuda")
-
-
-def test_traces_are_made_elsewhere(gpu):
-    model, _ = small_models()
-    with pytest.raises(InputError, match="trace: expected a model with backend"):
-        model.trace(IDS[:1])
 
 
 def test_too_little_memory_is_said_before_anything_is_sent(gpu, monkeypatch):
