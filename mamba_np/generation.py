@@ -73,9 +73,12 @@ class _Task:
         watched = self.stopping.criteria or self.config.return_dict_in_generate
         if make is None or watched or self.texts.rows != 1 or not self.reader.use_cache:
             return None
-        if not self.scorer.plain:
+        temperature = self.scorer.simple
+        if temperature is None:
             return None
-        return make(self.reader.cache, int(self.texts.new[0, -1]), self.stopping.limit)
+        seed = int(self.generators[0].integers(2**63)) if temperature else 0
+        last, most = int(self.texts.new[0, -1]), self.stopping.limit
+        return make(self.reader.cache, last, most, temperature, seed)
 
 
 class TokenStream(Iterator[NDArray]):

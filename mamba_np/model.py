@@ -312,16 +312,19 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin, TracingMixin, Intervene
 
     forward = __call__
 
-    def _writer(self, cache: MambaCache, token: int, most: int) -> Any:
-        """Return an iterator of the best next tokens after ``token``, at most so many.
+    def _writer(
+        self, cache: MambaCache, token: int, most: int, temperature: float, seed: int
+    ) -> Any:
+        """Return an iterator of the tokens after ``token``, at most so many.
 
-        It yields (id, None), or (id, scores (1, V)) where the highest score is not finite, and
-        advances the cache. None for an engine that chooses no tokens itself.
+        Temperature 0 takes the best ones, else they are drawn by the seed. It yields (id, None), or
+        (id, scores (1, V)) where the highest score is not finite, and advances the cache. None for
+        an engine that chooses no tokens itself.
         """
         make = getattr(self._engine, "writer", None)
         if make is None or self.backbone._intervention is not None:
             return None
-        return make(self.params, self.config, cache, token, most)
+        return make(self.params, self.config, cache, token, most, (temperature, seed))
 
     def _score(self, hidden: NDArray) -> NDArray:  # (B L D) -> (B L V)
         return self._engine.head(hidden, self.lm_head)

@@ -179,11 +179,17 @@ class Scorer:
         self.keep = 1 if config.num_beams == 1 else max(2, len(config.eos_token_ids) + 1)
 
     @property
-    def plain(self) -> bool:
-        """Whether the highest logit always has the highest score."""
+    def simple(self) -> float | None:
+        """The temperature at which tokens are drawn from the logits alone; 0 for the highest.
+
+        None where anything else has a say in the choice.
+        """
         c = self.config
-        changed = c.repetition_penalty != 1 or c.no_repeat_ngram_size or c.min_new_tokens
-        return not (c.do_sample or changed or self.custom)
+        if c.repetition_penalty != 1 or c.no_repeat_ngram_size or c.min_new_tokens or self.custom:
+            return None
+        if not c.do_sample:
+            return 0.0
+        return None if c.top_k or c.top_p < 1 or c.min_p is not None else c.temperature
 
     def __call__(
         self, scores: NDArray, history: NDArray, input_ids: NDArray, new_tokens: int

@@ -210,12 +210,20 @@ def _token(model: Loaded, config: MambaConfig, states: DeviceStates) -> Token:
 
 
 def writer(
-    params: Params, config: MambaConfig, cache: "MambaCache", token: int, most: int
+    params: Params,
+    config: MambaConfig,
+    cache: "MambaCache",
+    token: int,
+    most: int,
+    drawing: tuple[float, int] = (0.0, 0),
 ) -> Writer:
-    """Return an iterator of the best tokens after one, chosen and read on the device."""
+    """Return an iterator of the tokens after one, chosen and read on the device.
+
+    ``drawing`` is a temperature, 0 for the best tokens, and a seed.
+    """
     with device().lock:
         model, states = loaded(params, config), memory_of(cache)
-        return Writer(_token(model, config, states), token, most)
+        return Writer(_token(model, config, states), token, most, *drawing)
 
 
 def head(x: Any, lm_head: Any) -> NDArray:  # (B L D), (V D) -> (B L V)

@@ -17,6 +17,7 @@ pytest.importorskip("numba_cuda", reason="needs numba-cuda: pip install 'mamba-n
 from conftest import FIXTURES, MODELS
 from emulated import Counting, EmulatedDevice
 from test_fixtures import expected_array, results_of, unmasked
+from test_head import twin
 from test_laws import make_model, oracle
 from tolerances import assert_close_to_scale, tolerance
 
@@ -25,6 +26,7 @@ from mamba_np.cuda import driver, engine, scan
 from mamba_np.errors import BackendError, NonFiniteError
 from mamba_np.int8 import quantised
 from mamba_np.params import convert, map_arrays
+from mamba_np.sampling import row_generators
 
 SMALL = MambaConfig(
     vocab_size=37, hidden_size=20, intermediate_size=36, state_size=5, num_hidden_layers=2,
@@ -277,6 +279,35 @@ def test_greedy_text_is_chosen_on_the_device(gpu):
     assert "score greedy float32 width=1024" not in gpu.launches
     both = model.generate(IDS, **options)
     np.testing.assert_array_equal(both, on_cpu.generate(IDS, **options))
+
+
+def test_text_is_drawn_on_the_device(gpu):
+    """Each token is the best of logits / temperature + Gumbel noise, as float64 makes both."""
+    model, exact = small_models()
+    options = {"max_new_tokens": 8, "do_sample": True, "top_k": 0, "eos_token_id": None}
+    text = model.generate(IDS[:1], temperature=1.5, seed=7, **options)[0]
+    assert gpu.launches["score sampling float32 width=1024"] == 7
+    again, other = (model.generate(IDS[:1], temperature=1.5, seed=s, **options)[0] for s in (7, 8))
+    np.testing.assert_array_equal(text, again)
+    assert not np.array_equal(text, other)
+    (generator,) = row_generators(7, 1)
+    generator.random()  # the first token's, which is drawn from the prompt's scores
+    seed = int(generator.integers(2**63))
+    words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
+    logits = exact(text[None])[0][0]
+    for k in range(7):
+        scores = logits[9 + k] / 1.5 + twin(np.arange(37), k, words)
+        assert scores.argmax() == text[10 + k]
+
+
+@pytest.mark.parametrize("choice", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_a_narrowed_draw_is_the_same_on_every_engine(gpu, choice):
+    model, _ = small_models()
+    on_cpu = MambaForCausalLM(SMALL, params=model.params, backend="numpy")
+    options = {"max_new_tokens": 5, "do_sample": True, "eos_token_id": None, "top_k": 0} | choice
+    ours, theirs = (m.generate(IDS[:1], seed=3, **options) for m in (model, on_cpu))
+    np.testing.assert_array_equal(ours, theirs)
+    assert "score sampling float32 width=1024" not in gpu.launches
 
 
 def test_greedy_text_ends_as_anywhere(gpu):
