@@ -12,12 +12,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import equations as eq
 from .. import reference
 from ..config import MambaConfig
 from ..errors import BackendError
 from ..params import Layer, Params, map_arrays, may_change
 from ..reference import State, cross_entropy
-from . import arena, driver
+from . import arena, driver, operators
 from .arena import DeviceStates, Matrix, Sizes
 from .device import Block, Device, upload_new
 from .products import blocks_for, gemv
@@ -37,6 +38,7 @@ __all__ = [
     "memory_of",
     "mixer",
     "run",
+    "selective_scan",
     "writer",
 ]
 
@@ -261,7 +263,19 @@ def _scores(x: Any, model: Loaded, matrix: Matrix) -> NDArray:  # (B L D) -> (B 
     return scores.reshape(texts, L, matrix.rows)
 
 
-# --- a layer alone --------------------------------------------------------------------------------
+# --- a layer or a scan alone ----------------------------------------------------------------------
+
+
+def selective_scan(
+    x, delta, A, B, C, h, *, discretise=eq.discretise, scan=reference.recurrence
+):  # fmt: skip
+    """Do what ``reference.selective_scan`` does, for B and C that all channels share.
+
+    (B L E), (B L E), (E N), (B L N), (B L N), (B E N) -> y (B L E), h (B E N)
+    """
+    return operators.selective_scan(
+        device(), x, delta, A, B, C, h, discretise=discretise, scan=scan
+    )
 
 
 def block(x: NDArray, layer: Layer, config: MambaConfig, state: State, lengths: Any = None):

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import scan, scan_chunks, sequence
+from . import sequence
 from .arena import CHANNELS, DeviceLayer, DeviceParams, DeviceStates, Matrix, Seen
 from .device import Block, Device, Product
 from .rows import Embedded
-from .scan_lanes import lane_scan
+from .scanning import Extent, Inputs, Scanner
 from .token import weights
 
 WIDENED = ("float16", "int8")
@@ -46,7 +46,7 @@ class Chunk:
         self._xz, self._selected = floats(2 * s.E_pad), floats(s.M)
         self._x, self.raw, self._y = floats(s.E_pad), floats(s.E_pad), floats(s.E_pad)
         self._lengths, self._ids = (device.allocate(4 * rows) for _ in range(2))
-        self._scratch: Block | None = None
+        self._scanner = Scanner(device)
         matrices = [m for layer in params.layers for m in vars(layer).values()]
         matrices = [m for m in (*matrices, params.lm_head) if isinstance(m, Matrix)]
         narrow = any(m.kind == "bfloat16" for m in matrices)
@@ -130,37 +130,15 @@ class Chunk:
         )  # fmt: skip
 
     def _scan(self, layer: DeviceLayer, h: int, texts: int, length: int) -> Rows:
-        """Scan in the form that suits the sizes, and return y; states at address ``h`` move on."""
-        s, A = self.params.sizes, layer.A_per_octave
-        plan = scan.choose(texts, length, s.E_pad, self.device.processors, s.N)
-        if plan.form == "chunks":
-            h = self._carried(plan, layer, h, texts, length)
-        y = self._made_for(layer.out_proj.kind, self._y)
-        kernel = (lane_scan if plan.form == "lanes" else scan.channel_scan)(s.N, y.kind)
-        self.device.launch(
-            kernel, (scan.blocks_of(plan.form, s.E_pad), texts, plan.count),
-            self._x, self.raw, self._xz, self._selected, A, layer.D, layer.dt_bias,
-            self._lengths, h, y.address, length, s.E_pad, s.M, plan.length,
+        """Scan, and return y; the states at address ``h`` move on."""
+        s, y = self.params.sizes, self._made_for(layer.out_proj.kind, self._y)
+        given = Inputs(
+            self._x, self.raw, self._xz, self._selected, layer.A_per_octave, layer.D, layer.dt_bias,
+            self._lengths,
         )  # fmt: skip
+        extent = Extent(texts, length, s.E_pad, s.M, s.N)
+        self._scanner(given, h, y.address, extent, y.kind)
         return y._replace(width=s.E_pad)
-
-    def _carried(self, plan: scan.Plan, layer: DeviceLayer, h: int, texts: int, length: int) -> int:
-        """Return where the states lie that each chunk begins with; those at ``h`` move on."""
-        s, A = self.params.sizes, layer.A_per_octave
-        states, sums = scan_chunks.scratch(plan, texts, s.E_pad, s.N4)
-        if self._scratch is None or self._scratch.nbytes < 4 * (states + sums):
-            self._scratch = self.device.allocate(4 * (states + sums))
-        ends, deltas = self._scratch.address, self._scratch.address + 4 * states
-        self.device.launch(
-            scan_chunks.chunk_states(s.N), (s.E_pad // CHANNELS, texts, plan.count),
-            self._x, self.raw, self._selected, A, layer.dt_bias, self._lengths, ends, deltas,
-            length, s.E_pad, s.M, plan.length,
-        )  # fmt: skip
-        self.device.launch(
-            scan_chunks.carry(s.N), (s.E_pad * s.N4 // CHANNELS, texts),
-            ends, deltas, A, h, s.E_pad, plan.count,
-        )  # fmt: skip
-        return ends
 
     # --- products -------------------------------------------------------------------------------
 
