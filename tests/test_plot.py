@@ -435,12 +435,21 @@ def test_dashboard_is_five_panels_over_the_tokens(trace, channel, dtype):
 def test_dashboard_of_some_channels_and_layers(model):
     text = trace_of(model, 6, layers=[LAYER], channels=[0, CHANNEL])
     figure = plot.dashboard(text, LAYER, CHANNEL)
-    np.testing.assert_array_equal(bars_of(figure.axes[1]), text.delta[0, :, 1])
+    close(bars_of(figure.axes[1]), text.delta[0, :, 1], np.float32)
     assert "mean" not in figure.axes[1].get_title(loc="left")
     with pytest.raises(InputError, match="channel"):
         plot.dashboard(text, LAYER, 1)
     with pytest.raises(InputError, match="layer"):
         plot.dashboard(text, LAYER + 1)
+
+
+@pytest.mark.parametrize("name", ["delta", "B", "C", "x", "y"])
+@pytest.mark.parametrize("channel", [None, CHANNEL])
+def test_a_dashboard_names_each_quantity_that_it_lacks(trace, name, channel):
+    without = replace(trace, **{name: None}, delta_geometric_mean=None)
+    with pytest.raises(InputError, match=f"capture=\\('{name}'"):
+        plot.dashboard(without, LAYER, channel)
+    assert not pyplot.get_fignums()
 
 
 def test_half_lives_of_a_dashboard_are_found_in_blocks(monkeypatch, trace):

@@ -33,7 +33,7 @@ def library(name: str = "matplotlib") -> Any:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         raise MissingPackageError(
-            'matplotlib: expected it for plots, found none; pip install matplotlib'
+            "matplotlib: expected it for plots, found none; pip install matplotlib"
         ) from error
 
 

@@ -5,14 +5,21 @@ from typing import Any
 
 
 def show(*objects: Any) -> None:
-    """Show the source of functions, classes or modules: highlighted in a notebook, else printed."""
-    source = "\n".join(inspect.getsource(getattr(one, "py_func", one)) for one in objects)
+    """Show the source of functions, classes or modules: highlighted in a notebook, else printed.
+
+    A string is shown as it is.
+    """
+    source = "\n".join(map(_source, objects))
     if _in_notebook():
         from IPython.display import Markdown, display
 
         display(Markdown(f"```python\n{source.rstrip()}\n```"))
     else:
         print(source)
+
+
+def _source(one: Any) -> str:
+    return one if isinstance(one, str) else inspect.getsource(getattr(one, "py_func", one))
 
 
 def _in_notebook() -> bool:

@@ -1,0 +1,337 @@
+"""The pages of the reference: one for each public module, made of what its ``__all__`` names.
+
+Docstrings are prose in which shapes stand. Three things are done to them for the site: signatures
+are shown as they are written in the source (``NDArray``, not what Python makes of it), a comment
+behind a field becomes its description, and an indented paragraph becomes a block of code.
+"""
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+import types
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import usage
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.nodes import make_refnode
+
+API = Path(__file__).resolve().parent.parent / "api"
+
+GROUPS = {
+    "models": (
+        "Models",
+        "A model, its configuration, its memory, and what a call returns.",
+        ("MambaForCausalLM", "MambaModel", "MambaBlock", "MambaMixer", "MambaConfig", "MambaCache")
+        + ("MambaOutput", "MambaCausalLMOutput", "AutoConfig", "AutoModel", "AutoModelForCausalLM")
+        + ("bundled_model_path", "set_num_threads", "get_num_threads"),
+    ),
+    "text": (
+        "Text",
+        "From text to ids, from a prompt to more text.",
+        ("AutoTokenizer", "Tokenizer", "BatchEncoding", "GenerationConfig", "GenerateOutput")
+        + ("TokenStream", "TextStreamer", "TextIteratorStreamer"),
+    ),
+}
+"""Names of ``mamba_np`` itself: page, title, what it is about, names."""
+
+MODULES = {
+    "scoring": "Scoring",
+    "trace": "Traces",
+    "analysis": "Analysis",
+    "analysis.identities": "Identities",
+    "plot": "Plots",
+    "interventions": "Interventions",
+    "report": "Reports",
+    "gradients": "Gradients",
+    "training": "Training",
+    "lora": "Adapters (LoRA)",
+    "ops": "Operators",
+    "equations": "Equations",
+    "derivatives": "Derivatives",
+    "reference": "The forward pass",
+    "backward": "The backward pass",
+    "backend": "Backends",
+    "params": "Weights",
+    "errors": "Errors",
+}
+"""Modules with a page: their names below ``mamba_np``, and titles."""
+
+LEFT_OUT = {"TracingMixin", "InterveneMixin"}  # bases of models, where their methods are shown
+LEFT_OUT |= {"Intervention"}  # what runs inside ``model.intervene``
+FOREIGN = ("object", "dict", "tuple", "OrderedDict", "UserDict", "Mapping", "MutableMapping")
+SPECIAL = "__call__"
+
+
+# --- what stands on which page -------------------------------------------------------------------
+
+
+def public_names(module: types.ModuleType) -> list[str]:
+    """Return the names of a module's page: ``__all__``, or what is defined and documented in it."""
+    if hasattr(module, "__all__"):
+        own = [name for name in module.__all__ if name not in LEFT_OUT]
+        return [name for name in own if not inspect.ismodule(getattr(module, name))]
+    documented = {name for scope, name in _analysed(module.__name__).attr_docs if not scope}
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (name in documented or getattr(value, "__module__", None) == module.__name__)
+        and (name in documented or inspect.isroutine(value) or inspect.isclass(value))
+    ]
+
+
+def pages() -> dict[str, tuple[str, str, str, list[str]]]:
+    """Return {page: (module, title, first lines, names)} of the whole reference."""
+    found = {}
+    for page, (title, about, names) in GROUPS.items():
+        found[page] = ("mamba_np", title, about, list(names))
+    for name, title in MODULES.items():
+        module = import_module(f"mamba_np.{name}")
+        about = f".. automodule:: {module.__name__}\n   :no-members:\n   :no-index:"
+        found[name] = (module.__name__, title, about, public_names(module))
+    return found
+
+
+def page_of_file(path: str) -> str | None:
+    """Return the page of a module by its path in the repository; None where it has none."""
+    name = path.removeprefix("mamba_np/").removesuffix(".py").removesuffix("/__init__")
+    return f"api/{name}.rst" if name.replace("/", ".") in MODULES else None
+
+
+# --- writing them --------------------------------------------------------------------------------
+
+
+def entry(module: str, name: str, galleries: Path) -> str:
+    """Return the directives for one name of a module."""
+    owner = import_module(module)
+    value, full = getattr(owner, name), f"{module}.{name}"
+    if inspect.isclass(value):
+        kind = "exception" if issubclass(value, BaseException) else "class"
+        text = f".. auto{kind}:: {full}\n{_class_options(value)}"
+    elif callable(value):
+        text = f".. autofunction:: {full}\n"
+    else:
+        text = f".. autodata:: {full}\n   :no-value:\n"
+    if (galleries / f"{full}.examples").exists():
+        text += f"\n.. minigallery:: {full}\n"
+    return text
+
+
+def _class_options(cls: type) -> str:
+    if issubclass(cls, BaseException):
+        return "   :show-inheritance:\n"
+    own = {"members": "", "special-members": SPECIAL}
+    if issubclass(cls, tuple):
+        own |= {"undoc-members": "", "exclude-members": "count, index, __new__, __init__"}
+    else:
+        shown = [base.__name__ for base in cls.__mro__[1:] if base.__name__ in _documented()]
+        own["inherited-members"] = ", ".join([*shown, *FOREIGN])
+        own["exclude-members"] = "forward, __init__"  # another name of a call
+        if hasattr(cls, "__dataclass_fields__"):
+            own["undoc-members"] = ""
+    return "".join(f"   :{key}: {value}".rstrip() + "\n" for key, value in own.items())
+
+
+@cache
+def _documented() -> frozenset[str]:
+    return frozenset(name for *_, names in pages().values() for name in names)
+
+
+def page_text(page: str, galleries: Path) -> str:
+    """Return a page in reStructuredText."""
+    module, title, about, names = pages()[page]
+    where = f"``{module}``" if page in MODULES else "``mamba_np``"
+    parts = [f"{title}\n{'=' * len(title)}", f"*{where.strip('`')}*".replace("*", "``"), about]
+    parts += [f".. currentmodule:: {module}", names_table(module, names)]
+    for name in names:
+        parts.append(entry(module, name, galleries))
+        if used := usage.links(f"{module}.{name}"):
+            parts.append(f".. container:: used-in\n\n   Used in {', '.join(used)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def names_table(module: str, names: list[str]) -> str:
+    """Return a table of names and the first sentences of their docstrings."""
+    lines = [".. list-table::", "   :class: names", "   :widths: 25 75", ""]
+    for name in names:
+        lines.append(f"   * - :py:obj:`{name} <{module}.{name}>`")
+        lines.append(f"     - {escaped(first_sentence(f'{module}.{name}'))}")
+    return "\n".join(lines)
+
+
+def first_sentence(name: str) -> str:
+    """Return the first sentence of a docstring, or of what stands below a constant."""
+    value = usage.thing(name)
+    text = inspect.getdoc(value) if inspect.isroutine(value) or inspect.isclass(value) else None
+    paragraph = " ".join((text or constant_comment(name)).partition("\n\n")[0].split())
+    return re.split(r"(?<=[^.]\.) (?=[A-Z`])", paragraph)[0]
+
+
+def constant_comment(name: str) -> str:
+    """Return the string below a constant, in whichever module of the package it is defined."""
+    module, _, short = name.rpartition(".")
+    value, places = usage.thing(name), [module]
+    places += [m.__name__ for m in list(sys.modules.values()) if m.__name__.startswith(module + ".")]
+    for place in places:
+        found = _analysed(place).attr_docs.get(("", short))
+        if found and usage.thing(f"{place}.{short}") is value:
+            return "\n".join(found).strip()
+    return ""
+
+
+def index_text() -> str:
+    """Return the page that lists all others with the names on them."""
+    lines = ["API", "===", "", "Everything is imported from ``mamba_np``: a name with a dot after it"]
+    lines += ["is a module that is loaded when it is used.", "", ".. toctree::", "   :hidden:", ""]
+    lines += [f"   {page}" for page in pages()] + [""]
+    for page, (module, title, _, names) in pages().items():
+        head = f":doc:`{title} <{page}>`"
+        head += f" ``{module}``" if page in MODULES else ""
+        listed = ", ".join(f":py:obj:`{name} <{module}.{name}>`" for name in names)
+        lines += [head, f"   {listed}", ""]
+    return "\n".join(lines)
+
+
+def write_pages(app) -> None:
+    """Write what has changed, after the gallery has said which example uses what."""
+    API.mkdir(exist_ok=True)
+    galleries = Path(app.srcdir) / app.config.sphinx_gallery_conf["backreferences_dir"]
+    texts = {page: page_text(page, galleries) for page in pages()} | {"index": index_text()}
+    for page, text in texts.items():
+        path = API / f"{page}.rst"
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
+    for old in API.glob("*.rst"):
+        if old.stem not in texts:
+            old.unlink()
+
+
+# --- signatures and docstrings -------------------------------------------------------------------
+
+
+def written_signature(app, what, name, obj, options, signature, returned):
+    """Sphinx asks for a signature: as it is written in the source, where that can be found."""
+    if signature is None:  # there is nothing to replace: exceptions, attributes
+        return None
+    if isinstance(obj, type):
+        if hasattr(obj, "__dataclass_fields__") or issubclass(obj, tuple):
+            spec = inspect.signature(obj)
+            bare = [p.replace(annotation=inspect.Parameter.empty) for p in spec.parameters.values()]
+            text = str(spec.replace(parameters=bare, return_annotation=spec.empty))
+            return re.sub(r"<factory>|<[^>]*>", "...", text), None
+        obj = obj.__init__
+    function = _function(inspect.unwrap(getattr(obj, "__func__", obj)))
+    if function is None:
+        return None
+    spec = function.args
+    for node in [function, *ast.walk(spec)]:  # 'Axes' in quotes: a name all the same
+        for field in ("annotation", "returns"):
+            quoted = getattr(node, field, None)
+            if isinstance(quoted, ast.Constant) and isinstance(quoted.value, str):
+                setattr(node, field, ast.parse(quoted.value, mode="eval").body)
+    positional = spec.posonlyargs or spec.args
+    if positional and positional[0].arg in ("self", "cls"):
+        positional.pop(0)
+    result = None if function.returns is None else ast.unparse(function.returns)
+    return f"({ast.unparse(spec)})", None if what in ("class", "exception") else result
+
+
+def _function(obj) -> ast.FunctionDef | None:
+    if not inspect.isfunction(obj):
+        return None
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(obj)))
+    except (OSError, SyntaxError):
+        return None
+    return tree.body[0] if isinstance(tree.body[0], ast.FunctionDef) else None
+
+
+def readable_docstring(app, what, name, obj, options, lines) -> None:
+    """Sphinx has read a docstring: mend what reStructuredText would not understand."""
+    text = "\n".join(lines).strip()
+    if what in ("attribute", "property", "data") and (not text or text.startswith("Alias for")):
+        lines[:] = [field_comment(name), ""]
+        return
+    if what == "data" and text == (inspect.getdoc(type(obj)) or "").strip():
+        lines[:] = constant_comment(name).splitlines()
+    lines[:] = [escaped(line) for line in with_code_blocks(lines)]
+
+
+def escaped(line: str) -> str:
+    """Return a line in which bars outside of ``code`` are bars: the docstrings' |A| and |alpha|."""
+    if line.startswith("    "):
+        return line
+    parts = line.split("``")
+    parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+    return "``".join(parts)
+
+
+def with_code_blocks(lines: list[str]) -> list[str]:
+    """Return the lines with each indented paragraph made a block of code."""
+    found, before, inside = [], "", False
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented and not inside and not before and found:
+            found += ["::", ""]
+            inside = True
+        elif line.strip() and not indented:
+            inside = False
+        found.append(line)
+        before = line.strip()
+    return found
+
+
+@cache
+def _analysed(module: str) -> ModuleAnalyzer:
+    analyser = ModuleAnalyzer.for_module(module)
+    analyser.analyze()
+    return analyser
+
+
+def field_comment(name: str) -> str:
+    """Return what a comment behind a field says, after its annotation: "``NDArray``: (B, L)"."""
+    owner, _, field = name.rpartition(".")
+    module, _, cls = owner.rpartition(".")
+    found = getattr(import_module(module), cls, None) if module else None
+    for base in getattr(found, "__mro__", ()):
+        if not base.__module__.startswith("mamba_np"):
+            continue
+        source = textwrap.dedent(inspect.getsource(base))
+        for node in ast.parse(source).body[0].body:
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == field:
+                line = source.splitlines()[node.lineno - 1 : node.end_lineno]
+                comment = re.search(r"#:?\s*(.*)$", "\n".join(line), re.MULTILINE)
+                kind = f"``{ast.unparse(node.annotation)}``"
+                return f"{kind}: {comment[1]}" if comment else kind
+    return ""
+
+
+def resolve_short_name(app, env, node, contnode):
+    """An annotation names a class of this package without its module: find the only one."""
+    if node["refdomain"] != "py" or "." in node["reftarget"]:
+        return None
+    domain, target = env.get_domain("py"), node["reftarget"]
+    found = [
+        (name, one)
+        for name, one in domain.objects.items()
+        if name.rpartition(".")[2] == target and one.objtype in ("class", "exception", "data")
+    ]
+    pages = {(one.docname, one.node_id) for _, one in found}
+    if len(pages) != 1:
+        return None
+    docname, anchor = pages.pop()
+    return make_refnode(app.builder, node["refdoc"], docname, anchor, contnode, found[0][0])
+
+
+def setup(app) -> dict:
+    """Register with Sphinx."""
+    app.setup_extension("sphinx.ext.autodoc")  # whose events these are
+    app.connect("builder-inited", write_pages, priority=900)
+    app.connect("autodoc-process-signature", written_signature)
+    app.connect("autodoc-process-docstring", readable_docstring)
+    app.connect("missing-reference", resolve_short_name)
+    return {"parallel_read_safe": True}
