@@ -5,7 +5,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test tutorials lint format gpu-check clean
+.PHONY: help demo lab test tutorials docs lint format gpu-check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -22,6 +22,11 @@ test: $(VENV)/.installed-test  ## run the tests; options for pytest: make test A
 tutorials: $(VENV)/.installed-test  ## run the notebooks as Jupyter does
 	$(VENV)/bin/python -m pytest tests/test_tutorials.py --notebooks -m notebooks -rP $(ARGS)
 
+docs: $(VENV)/.installed-docs  ## make the pages of the documentation: build/docs/index.html
+	rm -rf build/docs docs/api docs/auto_gallery docs/project docs/tutorials
+	$(VENV)/bin/sphinx-build --fail-on-warning --nitpicky --keep-going --quiet docs build/docs
+	$(VENV)/bin/python docs/_ext/check_site.py build/docs
+
 lint: $(VENV)/.installed-lint  ## style, types, imports and the repository's own gates
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -37,7 +42,7 @@ gpu-check: $(VENV)/.installed-gpu  ## test the GPU engine on a GPU of this machi
 	$(VENV)/bin/python tools/gpu_check.py $(ARGS)
 
 clean:  ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build docs/api docs/auto_gallery docs/project docs/tutorials dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment: a stamp for each set of packages, renewed when pyproject.toml changes ----

@@ -37,6 +37,7 @@ extensions = [
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["README.md", "gallery", "_ext", "_static", "auto_gallery/*.ipynb"]
+exclude_patterns += ["sg_execution_times.rst", "auto_gallery/sg_execution_times.rst"]
 suppress_warnings = ["config.cache"]  # sphinx_gallery_conf holds a function; nothing is lost
 
 # --- pages in Markdown, and notebooks ------------------------------------------------------------
@@ -92,7 +93,7 @@ toc_object_entries_show_parents = "hide"
 _OTHERS = """
     AbstractContextManager Any ArrayLike Axes BinaryIO Callable Figure IO Iterable Iterator Mapping NDArray PathLike Sequence Set
     TextIO ModuleType Path bool bytes complex dict float int list object set str tuple type None
-    np.dtype np.float64 np.integer np.ndarray np.random.Generator os.PathLike Self
+    np.dtype np.float64 np.integer np.ndarray np.random.Generator os.PathLike Self tokenizers.Tokenizer
 """
 # Names of this package without a page: aliases, whose meaning is said in the docstring, and
 # classes that users are given and need not name.

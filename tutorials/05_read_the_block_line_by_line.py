@@ -117,7 +117,7 @@ plt.show()
 
 
 # %%
-show(same)
+show(norm, same)
 
 # %% [markdown]
 # ## 1 embed: a token is a row of a table
@@ -137,7 +137,7 @@ print(f"{trace.labels[3]!r} is token {trace.ids[3]}, whose row begins", residual
 #
 # The residual grows from block to block (you will see by how much). The norm makes the block deaf
 # to that: a token ten times as loud gives the same u. Only $\varepsilon$, which is there against a
-# division by zero, leaves a trace of it.
+# division by zero, makes a small difference.
 
 # %%
 show(ref.rms_norm)
@@ -216,8 +216,8 @@ assert np.array_equal(*next_conv)
 # ## 5 silu: what is below zero is almost forgotten
 #
 # $\mathrm{silu}(v) = v / (1 + e^{-v})$ is v where v is large, and close to 0 where v is negative.
-# This is the x of the state space model: what the scan will read. Without a bend somewhere, all of
-# these steps would be one linear map.
+# This is the x of the state space model: what the scan will read. Without this bend, in_proj and
+# the convolution together would be one linear map.
 
 # %%
 show(eq.silu)
@@ -228,10 +228,10 @@ print(f"{(conv < 0).mean():.0%} of the numbers were negative")
 # %% [markdown]
 # ## 6 select: the token chooses its own step size, B and C
 #
-# This is the S of S6, and what sets Mamba apart from the models before it. One matrix makes R + 2N
-# numbers from the E of each token: R for the step sizes, N for B (what goes into the state), N for
-# C (what is read from it). B and C are shared by all channels. The step size delta is not: each
-# channel gets its own, positive thanks to softplus.
+# This is the selection of notebook 03, and what sets Mamba apart from the models before it. One
+# matrix makes R + 2N numbers from the E of each token: R for the step sizes, N for B (what goes
+# into the state), N for C (what is read from it). B and C are shared by all channels. The step size
+# delta is not: each channel gets its own, positive thanks to softplus.
 #
 # $$\Delta = \mathrm{softplus}(W_{dt}\, r + b_{dt}), \qquad \mathrm{softplus}(v) = \log(1 + e^v)$$
 
@@ -279,8 +279,8 @@ assert np.abs(growing).max() > 1e9 * np.abs(fading).max()
 
 # %% [markdown]
 # **What is `A_log`, then?** Training nudges each parameter up or down, and nothing tells it to stop
-# at zero. So what is learnt is `A_log`, which may be any number, and the model uses $A =
-# -e^{A_{log}}$, which is negative whatever training does.
+# at zero. So what is learnt is `A_log`, which may be any number, and what the model uses is A,
+# minus e to the power of it: negative whatever training does.
 #
 # **Why E x N?** Each of the E channels has N numbers of state, and each of these its own rate: some
 # keep what was said long ago, others the last word. Models start with the rates 1, 2 ... N in every
@@ -303,7 +303,7 @@ ax.set(xlabel="tokens later", ylabel=f"share left in channel {channel}", xlim=(0
 plt.show()
 
 # %% [markdown]
-# ## 8 scan: the only memory of the block
+# ## 8 scan: the long memory
 #
 # Now everything is there. For each token, in order, each channel lets its state fade, adds what the
 # token writes, and reads:
@@ -406,6 +406,8 @@ for i, one in enumerate(model.params.layers):
     written.append(norm(residual - before))
     guesses.append(best(scores[0, -1], 1))
 same(scores[0], trace.logits)
+assert guesses[3].startswith("-")
+assert guesses[4].startswith(" crown")
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 2.8), layout="constrained")
@@ -420,6 +422,7 @@ ax.set(xlabel="block", ylabel="norm", ylim=(0, 54))
 plt.show()
 
 # %% [markdown]
+# Up to block 3 the best guess is a hyphen, as in "golden-haired"; the crown comes up in block 4.
 # Each block writes about as much as the others, into a residual that grows: what was written first
 # is not overwritten, it is outweighed. That is why the norm of step 2 has to be there.
 #
@@ -432,7 +435,7 @@ plt.show()
 #
 # Write a function that returns the number of learnt numbers of a model from its configuration
 # alone. The head is tied, `use_bias` is False and `use_conv_bias` is True, as in all published
-# models. The list of arrays at the top may help.
+# models. The list of arrays at the top may help. Before you count: which array is the largest?
 
 
 # %%
@@ -464,8 +467,8 @@ def count(config):
 check("05b", count)
 
 # %% [markdown]
-# The released models differ in two numbers of their configuration, D and how many blocks. These
-# are their published sizes, and the formula gives them to the last digit:
+# The released models differ in two numbers of their configuration, D and how many blocks. These are
+# their published sizes, and the formula gives them to the last digit:
 
 # %%
 assert count(config) == model.num_parameters()
@@ -554,8 +557,8 @@ plt.show()
 # %% [markdown]
 # ## Read next
 #
-# - Notebook 08, "See what delta sees": the same trace, asked what the words do to step sizes and
-#   states.
+# - [08 See what delta sees](08_see_what_delta_sees.ipynb): a trace again, asked what the words do
+#   to step sizes and states.
 # - [06 Write text from a state](06_write_text_from_a_state.ipynb): what the cache is for.
 # - `mamba_np/reference.py`, from top to bottom: you know nearly every function in it now.
 # - The paper, [Gu and Dao 2023](https://arxiv.org/abs/2312.00752): section 3.4 and figure 3 are

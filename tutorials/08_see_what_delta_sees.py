@@ -15,10 +15,10 @@
 #
 # **What does a Mamba keep of a sentence, for how long, and which of its states can I see?**
 #
-# All of them. The small model that comes with the package finishes a tale about two animals; to find
-# the right word it must remember one that was named eighteen tokens ago. You will open the model,
-# find the few channels that write that animal down, watch the step size $\Delta$ decide it, and
-# then make the model forget, by holding one number down at one token.
+# All of them. The small model that comes with the package finishes a tale about two animals; to
+# find the right word it must remember one that was named eighteen tokens ago. You will open the
+# model, find the few channels that write that animal down, watch the step size $\Delta$ decide it,
+# and then make the model forget, by holding one number down at one token.
 
 # %%
 import tempfile
@@ -26,10 +26,19 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from lesson import check, show
 
-from mamba_np import AutoTokenizer, MambaForCausalLM, bundled_model_path
-from mamba_np import analysis, equations, interventions, ops, plot, report
+from lesson import check, show
+from mamba_np import (
+    AutoTokenizer,
+    MambaForCausalLM,
+    analysis,
+    bundled_model_path,
+    ops,
+    plot,
+    report,
+)
+from mamba_np import equations as eq
+from mamba_np import interventions as change
 
 plt.style.use(plot.STYLE)
 tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
@@ -45,37 +54,37 @@ print(model)
 
 # %%
 def chances(text):  # (V): the probability of each token to come next
-    return equations.softmax(model(**tokenizer(text, return_tensors="np")).logits[0, -1])
+    return eq.softmax(model(**tokenizer(text, return_tensors="np")).logits[0, -1])
 
 
 def answers(text, k=3):
     p = chances(text)
-    return {tokenizer.decode([i]): round(float(p[i]), 3) for i in np.argsort(-p)[:k]}
+    return [(tokenizer.decode([i]), round(float(p[i]), 3)) for i in np.argsort(-p)[:k]]
 
 
 WOLF_FIRST = 'The wolf met the fox in the forest. "Good day," said the wolf. "Good day," said the'
 FOX_FIRST = 'The fox met the wolf in the forest. "Good day," said the fox. "Good day," said the'
 print(answers(WOLF_FIRST))
 print(answers(FOX_FIRST))
-assert list(answers(WOLF_FIRST))[0] == " fox"
-assert list(answers(FOX_FIRST))[0] == " wolf"
+assert answers(WOLF_FIRST)[0][0] == " fox"
+assert answers(FOX_FIRST)[0][0] == " wolf"
 
 # %% [markdown]
 # The one who has not spoken yet answers. Where is this knowledge while the model reads
-# `in the forest. "Good day," said the`? There is no list of earlier tokens to look back at, as in a
-# transformer. A block hands only two things from token to token: the last few inputs of its
+# `in the forest. "Good day," said the`? There is no list of earlier tokens to look back at, as in
+# a transformer. A block hands only two things from token to token: the last few inputs of its
 # convolution, and its state $h$. So empty the states, and nothing else, after the ninth token (the
 # full stop), and ask again. `model.intervene` runs the model with such a change.
 
 # %%
-with model.intervene(interventions.SetState(0, at=9)):
+with model.intervene(change.SetState(0, at=9)):
     print("all states emptied:      ", answers(WOLF_FIRST))
-with model.intervene(interventions.SetState(0, at=9, layers=[0, 1, 2, 3, 4])):
+with model.intervene(change.SetState(0, at=9, layers=[0, 1, 2, 3, 4])):
     print("those of layers 0 to 4:  ", answers(WOLF_FIRST))
-with model.intervene(interventions.SetState(0, at=9, layers=5)):
+with model.intervene(change.SetState(0, at=9, layers=5)):
     only_last = answers(WOLF_FIRST)
     print("that of layer 5 alone:   ", only_last)
-assert " fox" not in only_last
+assert " fox" not in dict(only_last)
 
 # %% [markdown]
 # The animals live in the state of the last layer, and there alone. The rest of this notebook looks
@@ -83,8 +92,8 @@ assert " fox" not in only_last
 #
 # ## Which states can I see?
 #
-# `model.trace(text)` reads a text and keeps what goes on inside. You say what: `capture` takes names
-# from the list that the next cell prints, `layers` and `channels` choose some.
+# `model.trace(text)` reads a text and keeps what goes on inside. You say what: `capture` takes
+# names from the list that the next cell prints, `layers` and `channels` choose some.
 
 # %%
 EVERYTHING = ("delta", "B", "C", "x", "z", "y", "h", "residual", "logits")
@@ -93,13 +102,16 @@ print(trace)
 for name, array in trace.arrays().items():
     print(f"{name:9}{array.shape!s:22}{array.nbytes:>10,} bytes")
 print(*trace.labels)
+needed = trace.estimate(model, 2000, capture=("h",))
+print(f"h alone, for 2,000 tokens: {needed / 1e6:,.0f} MB")
 
 # %% [markdown]
 # Axes are layers (6), tokens ($L$ = 23), channels ($E$ = 384), states of each channel ($N$ = 16);
-# `residual` has the model's width and `logits` its vocabulary. `h` is the state after *each* token,
-# which no cache keeps: it takes most of the room, so it is not captured unless you ask, and for a
-# long text `every=` keeps fewer. Four things are true of a trace, and you can test them on any text:
-# looking changed no logit; the last `h` is what the model hands on in its cache; $h$ obeys
+# `residual` has the model's width and `logits` its vocabulary. `h` is the state after *each*
+# token, which no cache keeps: it takes most of the room, so it is not captured unless you ask, and
+# for a long text `every=` keeps fewer. Four things are true of a trace, and you can test them on
+# any text: looking changed no logit; the last `h` is what the model hands on in its cache; $h$
+# obeys
 #
 # $$h_t = \bar{A}_t\, h_{t-1} + \bar{B}_t\, x_t, \qquad
 # \bar{A}_t = e^{\Delta_t A}, \quad \bar{B}_t = \Delta_t B_t;$$
@@ -107,41 +119,44 @@ print(*trace.labels)
 # and the output is $y_t = C_t h_t$. Here is the second line in the package, and all four as code:
 
 # %%
-show(equations.discretise)
+show(eq.discretise)
 seen = model(trace.ids[None], use_cache=True)
 assert (trace.logits == seen.logits[0]).all()  # to the bit
 assert (trace.h[5, -1] == seen.cache_params.ssm_states[5][0]).all()
 
 delta, A, B, C = trace.delta[5], trace.A[5], trace.B[5], trace.C[5]  # (L E), (E N), (L N), (L N)
 x, h, y = trace.x[5], trace.h[5], trace.y[5]  # (L E), (L E N), (L E)
-A_bar, B_bar = equations.discretise(delta[:, :, None], A, B[:, None])
+A_bar, B_bar = eq.discretise(delta[:, :, None], A, B[:, None])
 np.testing.assert_allclose(h[1:], A_bar[1:] * h[:-1] + B_bar[1:] * x[1:, :, None], atol=1e-5)
 np.testing.assert_allclose(y, (C[:, None] * h).sum(axis=-1), atol=1e-4)
 
 # %% [markdown]
 # ## What opens for the animals?
 #
-# $\Delta$, the step size, is one number for each token and channel, made from the token. It sits in
-# both formulas above: a large $\Delta$ makes $\bar{B} = \Delta B$ large, so the token is written
-# into the state, and $\bar{A} = e^{\Delta A}$ small ($A$ is negative), so what was there is erased.
-# A $\Delta$ near zero does neither: the token passes by and the state stays. Let us see who opens.
+# $\Delta$, the step size, is one number for each token and channel, made from the token. It sits
+# in both formulas above: a large $\Delta$ makes $\bar{B} = \Delta B$ large, so the token is
+# written into the state, and $\bar{A} = e^{\Delta A}$ small ($A$ is negative), so what was there
+# is erased. A $\Delta$ near zero does neither: the token passes by and the state stays. Let us see
+# who opens.
 
 # %%
 fig, (above, below) = plt.subplots(2, 1, figsize=(7, 6), height_ratios=(1, 2), layout="constrained")
 plot.delta(trace, ax=above)
 plot.delta(trace, layer=5, ax=below)
-above.set_xlabel("")
+above.set(xlabel="", title="")
+above.set_title("mean over the channels of each layer: no animal stands out", loc="left")
+below.set_title("each channel of layer 5: some light up for wolf, fox, wolf", loc="left", pad=14)
 for token in (1, 4, 15):
-    below.annotate("", (token, 383), (token, 425), arrowprops={"arrowstyle": "->"})
-below.set_title("layer 5, each channel: some rows light up for wolf, fox, wolf       ", loc="right")
-below.set_title("", loc="left")
+    below.text(token, 1, "▼", ha="center", transform=below.get_xaxis_transform(), color="tab:red")
 plt.show()
+mean = eq.geometric_mean(trace.delta)  # (layers, tokens)
+print("largest over smallest mean, by layer:", (mean.max(axis=1) / mean.min(axis=1)).round(1))
 
 # %% [markdown]
-# Above, the mean over channels: it stays within a factor of five, and no animal stands out. If you
-# stop there, as averages do, you see nothing. Below, the channels of layer 5, the slowest at the
-# bottom: some rows are dark for the whole text and bright at three tokens. How selective is a
-# channel? Take its largest step size over its median one, and count.
+# Above, the mean over channels: in most layers it hardly moves. If you stop there, as averages do,
+# you see nothing. Below, the channels of layer 5, those that forget slowly at the bottom: some
+# rows are dark for the whole text and bright at three tokens. How selective is a channel? Take its
+# largest step size over its median one, and count.
 
 # %%
 contrast = trace.delta.max(axis=1) / np.median(trace.delta, axis=1)  # (layers, channels)
@@ -153,19 +168,19 @@ for layer in range(6):
 assert np.isin(loudest[5, contrast[5] > 10], (1, 4, 15)).mean() > 0.95
 
 # %% [markdown]
-# Nobody told layer 5 what an animal is, or that it will be asked. Training did: forty-six of its 384
-# channels open more than tenfold for one token, and all but one of them for an animal.
+# Nobody told layer 5 what an animal is, or that it will be asked. Training did: forty-six of its
+# 384 channels open more than tenfold for one token, and all but one of them for an animal.
 #
 # ## How long is it kept?
 #
-# After token $s$, one state of one channel is multiplied by $e^{\Delta_t A}$ at each later token $t$.
-# Half of it is left when $\sum \Delta_t\,|A| = \ln 2$. If the step size stays as it is, that is after
-# $\ln 2 / (\Delta |A|)$ tokens, the *half-life*; `show` prints it as code. In a real text $\Delta$
-# changes at each token, and `analysis.half_life` counts those that follow. Do not believe it: send
-# an impulse through, and watch. We take channel 297, and will see below why.
+# After token $s$, one state of one channel is multiplied by $e^{\Delta_t A}$ at each later token
+# $t$. Half of it is left when $\sum \Delta_t\,|A| = \ln 2$. If the step size stays as it is, that
+# is after $\ln 2 / (\Delta |A|)$ tokens, the *half-life*; `show` prints it as code. In a real text
+# $\Delta$ changes at each token, and `analysis.half_life` counts those that follow. Do not believe
+# it: send an impulse through, and watch. We take channel 297, and will see below why.
 
 # %%
-show(equations.half_life)
+show(eq.half_life)
 CHANNEL, FOX = 297, 4
 left = np.cumprod(np.vstack([np.ones(16), A_bar[FOX + 1 :, CHANNEL]]), axis=0)  # (19, N)
 counted = analysis.half_life(trace, layer=5)[FOX, CHANNEL]  # (N), in tokens
@@ -183,9 +198,10 @@ order = np.argsort(A[CHANNEL])
 for n, colour in zip(order, plt.colormaps["viridis"](np.linspace(0, 0.88, 16)), strict=True):
     ax.plot(np.arange(FOX, 23), left[:, n], color=colour, marker="o", markersize=2)
 ax.axhline(0.5, color="0.4", linestyle=":")
-ax.text(22.2, 0.5, "half", va="center")
-ax.annotate("the next animal comes in:\nfast states are wiped", (15, 0.25), (11.2, 0.02))
-ax.text(16.3, 0.92, "four slow states keep the fox to the end", color="#35774a")
+ax.text(0, 0.52, "half")
+arrow = {"arrowprops": {"arrowstyle": "->", "color": "0.3"}}
+ax.annotate("the next animal comes in:\nfast states are wiped", (14.5, 0.25), (5, 0.1), **arrow)
+ax.annotate("four slow states keep the fox", (19, 0.8), (15.3, 0.95), **arrow)
 plot.token_axis(ax.xaxis, trace.labels)
 ax.set(ylabel="share of the fox that is left", xlim=(-0.5, 22.5), ylim=(0, 1.05), xlabel="")
 ax.set_title("One channel's 16 states after the token ·fox, from fast (dark) to slow", loc="left")
@@ -194,14 +210,15 @@ plt.show()
 # %% [markdown]
 # One channel holds sixteen clocks, one for each entry of $A$. The second wolf opens the channel
 # again, and what forgets fast is overwritten; the slow states take it up beside the fox. Over all
-# channels, layers differ: a ridge below is the spread of $\ln 2 / (\Delta|A|)$, and to its right is
-# the share of what the *first* token wrote that is still there after the last.
+# channels, layers differ: a ridge below is the spread of $\ln 2 / (\Delta|A|)$, and to its right
+# is the share of what the *first* token wrote that is still there after the last.
 
 # %%
-fig, (left_ax, right_ax) = plt.subplots(1, 2, figsize=(8.5, 3.4), layout="constrained")
+fig, (left_ax, right_ax) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 plot.half_life(trace, ax=left_ax)
 plot.survival(trace, ax=right_ax)
-left_ax.set_ylabel("layer")
+left_ax.set_xlim(0.1, 5000)
+right_ax.annotate("layer 5 keeps most", (0.6, 0.4), (0.05, 0.6), **arrow)
 plt.show()
 print([round(float((analysis.survival(trace, i) > 0.5).mean()), 2) for i in range(6)])
 
@@ -228,27 +245,29 @@ check("08a", longest)
 # Solution of 08a: open it when you have tried.
 def slowest_channel(delta, A):
     slowest = np.abs(A).min(axis=1)  # (E): the smallest rate of each channel
-    halves = equations.half_life(delta.mean(axis=0), slowest)
+    halves = eq.half_life(delta.mean(axis=0), slowest)
     return int(halves.argmax()), float(halves.max())
 
 
 check("08a", slowest_channel)
 champion, tokens = slowest_channel(delta, A)
 print(f"channel {champion}: half is left after {tokens:,.0f} tokens")
-print(f"its largest step size: {delta[:, champion].max():.6f}; of channel 297: {delta[:, 297].max():.3f}")
-assert delta[:, champion].max() < 1e-3 * delta[:, 297].max()
+own, other = delta[:, champion].max(), delta[:, CHANNEL].max()
+print(f"its largest step size: {own:.6f}; that of channel {CHANNEL}: {other:.3f}")
+assert own < 1e-3 * other
 
 # %% [markdown]
 # The record holder remembers for thousands of tokens, because its step size is next to nothing all
-# the time. So it also writes next to nothing: a vault that nobody ever opens. **A long half-life is
-# not yet a memory.** What we want is a door that opens once, wide, and then stays shut. That is what
-# selection buys, and no fixed $\Delta$ can do it.
+# the time. So it also writes next to nothing: a vault that nobody ever opens.
+# **A long half-life is not yet a memory.** What we want is a door that opens once, wide, and then
+# stays shut. That is what selection buys, and no fixed $\Delta$ can do it.
 #
 # ## What is written, and who reads it?
 #
-# Three numbers for each token and layer: what it writes (the length of $\bar{B}x$ over all channels),
-# what it keeps (the mean of $\bar{A}$), what is read from the state (the length of $Ch$). And to the
-# right, who reads whom. Insert the recurrence into itself, and each output is a sum over the past:
+# Three numbers for each token and layer: what it writes (the length of $\bar{B}x$ over all
+# channels), what it keeps (the mean of $\bar{A}$), what is read from the state (the length of
+# $Ch$). And to the right, who reads whom. Insert the recurrence into itself, and each output is a
+# sum over the past:
 #
 # $$y_t = \sum_{s \le t} \alpha_{t,s}\, x_s, \qquad
 # \alpha_{t,s} = C_t\, \bar{A}_t \cdots \bar{A}_{s+1}\, \bar{B}_s,$$
@@ -284,7 +303,7 @@ for channel in range(384):
     np.testing.assert_allclose(expected, scan[channel], atol=2e-5)
     read[channel] = alpha[-1, FOX] * x[FOX, channel]
 best = np.argsort(-np.abs(read))[:5]
-print("read most of the fox at the end:", dict(zip(best.tolist(), read[best].round(2))))
+print("read most of the fox at the end: channels", best, "namely", read[best].round(2))
 assert best[0] == CHANNEL
 assert contrast[5, CHANNEL] > 50
 
@@ -295,25 +314,23 @@ assert contrast[5, CHANNEL] > 50
 # other, with the tokens as the common axis. Read it from the top.
 
 # %% tags=["heart"]
-fig = plot.dashboard(trace, layer=5, channel=CHANNEL)
-by_layer, opens, half, writes, attention = fig.axes[:5]
-by_layer.set_title("the mean over channels does not tell animals from the rest", loc="right")
-by_layer.set_title("Δ by layer", loc="left")
-opens.text(5, 0.2, "opens for wolf, fox, wolf,\nand for nothing else")
-half.text(4.6, 0.5, "there it makes room ...")
-half.text(9, 1.2, "... and between, it keeps")
-writes.text(5, 0.33, "and writes the animal down")
+fig = plt.figure(figsize=(7.2, 9), layout="constrained")
+by_layer, opens, half, writes, attention = plot.dashboard(trace, 5, CHANNEL, figure=fig).axes[:5]
+by_layer.set_title("Δ by layer: the mean over channels tells no animal from the rest", loc="left")
+opens.text(5, 0.18, "this one opens for wolf, fox, wolf,\nand for nothing else")
+half.set_title("half-life of its states: short where it makes room, long in between", loc="left")
+writes.text(5, 0.33, "what it writes down: the animal")
 attention.text(8.2, 3.2, "a column is what one token wrote,\na row what one token reads")
 attention.annotate(
-    "the last ·the reads the fox\nfrom 18 tokens ago: “fox”", (4.5, 21.8), (9.2, 18.5),
-    arrowprops={"arrowstyle": "->"},
+    "the last ·the, which must name who speaks,\nreads the fox of 18 tokens ago", (4.6, 21.9),
+    (6.5, 18.6), **arrow,
 )  # fmt: skip
 plt.show()
 
 # %% [markdown]
 # One token at a time, this channel was handed 23 tokens, and by its own $\Delta$ it decided which
-# three to write down. Here are the sixteen numbers themselves, $h$, as they jump at the animals and
-# coast between. (Where $y$ is tall, somebody asked: at ·the after ·said.)
+# three to write down. Here are the sixteen numbers themselves, $h$, as they jump at the animals
+# and coast between. (Where $y$ is tall, somebody asked: at ·the after ·said.)
 
 # %%
 plot.state(trace, layer=5, channel=CHANNEL)
@@ -322,9 +339,10 @@ plt.show()
 # %% [markdown]
 # ## Is it really delta? Change it and see
 #
-# A picture suggests; an intervention shows. `FreezeDelta` gives a channel the same step size at every
-# token (what its bias alone makes), as if it could not see the input. First all channels of one layer
-# at a time; then, in layer 5, the twenty channels with the highest contrast, and all *but* these.
+# A picture suggests; an intervention shows. `FreezeDelta` gives a channel the same step size at
+# every token (what its bias alone makes), as if it could not see the input. First all channels of
+# one layer at a time; then, in layer 5, the twenty channels with the highest contrast, and all
+# *but* these.
 
 
 # %%
@@ -336,9 +354,9 @@ def chance(animal, *changes):
 ranked = np.argsort(-contrast[5])
 cases = {"as it is": ()}
 for layer in range(6):
-    cases[f"layer {layer}"] = (interventions.FreezeDelta(layers=layer),)
-cases["20 channels\nof layer 5"] = (interventions.FreezeDelta(layers=5, channels=ranked[:20]),)
-cases["the other\n364"] = (interventions.FreezeDelta(layers=5, channels=ranked[20:]),)
+    cases[f"layer {layer}"] = (change.FreezeDelta(layers=layer),)
+cases["20 channels\nof layer 5"] = (change.FreezeDelta(layers=5, channels=ranked[:20]),)
+cases["the other\n364"] = (change.FreezeDelta(layers=5, channels=ranked[20:]),)
 fox = [chance(" fox", *changes) for changes in cases.values()]
 wolf = [chance(" wolf", *changes) for changes in cases.values()]
 
@@ -348,25 +366,26 @@ ax.bar(places - 0.2, fox, 0.4, color="tab:orange")
 ax.bar(places + 0.2, wolf, 0.4, color="tab:blue")
 ax.text(-0.2, fox[0], "fox", ha="center", va="bottom", color="tab:orange", fontweight="bold")
 ax.text(0.2, wolf[0], "wolf", ha="center", va="bottom", color="tab:blue", fontweight="bold")
-ax.annotate("forgotten", (6.5, 0.02), (6.5, 0.2), ha="center", arrowprops={"arrowstyle": "->"})
-ax.annotate("", (7, 0.02), (6.75, 0.19), arrowprops={"arrowstyle": "->"})
+for place in (6, 7):
+    ax.annotate("forgotten", (place, 0.03), (6.5, 0.2), ha="center", **arrow)
 ax.set_xticks(places, list(cases))
-ax.set(ylabel="probability", title="whose Δ is frozen, that is, blind to the text")
+ax.set_ylabel("probability")
+ax.set_title("the next token, with a Δ that is blind to the text in ...", loc="left")
 plt.show()
 assert max(fox[6:8]) < 0.02
 assert min(fox[:6] + fox[8:]) > 0.4
 
 # %% [markdown]
-# Freeze the step sizes of any of the first five layers, and the answer stays. Freeze 364 of the 384
-# channels of the last, and it stays. Freeze the other twenty, and the tale has no fox. So these
-# twenty channels of 2,304 are where this model remembers who is there.
+# Freeze the step sizes of any of the first five layers, and the answer stays. Freeze 364 of the
+# 384 channels of the last, and it stays. Freeze the other twenty, and the tale has no fox. So
+# these twenty channels of 2,304 are where this model remembers who is there.
 #
 # ### Exercise 08b: make it say wolf
 #
-# Write the smallest change of $\Delta$ that you can think of: at **one token**, in **one layer**, so
-# that the wolf answers itself. `interventions.ScaleDelta(factor, ...)` multiplies step sizes,
-# `ClampDelta(low, high, ...)` keeps them within bounds, `FreezeDelta(value, ...)` sets them; each takes
-# `tokens=`, `layers=` and `channels=`. Assign the change to `spell`.
+# Write the smallest change of $\Delta$ that you can think of: at **one token**, in **one layer**,
+# so that the wolf answers itself. `change.ScaleDelta(factor, ...)` multiplies step sizes,
+# `ClampDelta(low, high, ...)` keeps them within bounds, `FreezeDelta(value, ...)` sets them; each
+# takes `tokens=`, `layers=` and `channels=`. Assign the change to `spell`.
 
 # %%
 spell = ...
@@ -374,22 +393,23 @@ check("08b", spell)
 
 # %% tags=["solution", "hide-input"] jupyter={"source_hidden": true}
 # Solution of 08b: open it when you have tried.
-unseen = interventions.ClampDelta(high=0, tokens=FOX, layers=5)
+unseen = change.ClampDelta(high=0, tokens=FOX, layers=5)
 check("08b", unseen)
 with model.intervene(unseen):
     print(answers(WOLF_FIRST))
 assert chance(" wolf", unseen) > 0.4 > 0.1 > chance(" fox", unseen)
 
 # %% [markdown]
-# With $\Delta = 0$ at that token, $\bar{B} = 0$ and $\bar{A} = 1$: layer 5 neither writes the fox nor
-# forgets the wolf. The word still went through the convolution and through all layers below. But
-# what $\Delta$ does not see is not remembered.
+# With $\Delta = 0$ at that token, $\bar{B} = 0$ and $\bar{A} = 1$: layer 5 neither writes the fox
+# nor forgets the wolf. The word still went through the convolution and through all layers below.
+# But what $\Delta$ does not see is not remembered.
 #
 # ## Your own sentence
 #
 # Is it animals? Give the model a beginning, let it write, and watch these twenty channels while it
-# does: `model.tracer` traces what is read and written, and `plot.latest` shows the last tokens. (In
-# Jupyter, call it in the loop, with `ax=ax`, and the strip moves.) **Change `MINE` and run on.**
+# does: `model.tracer` traces what is read and written, and `plot.latest` shows the last tokens.
+# (In Jupyter, call it in the loop, with `ax=ax`, and the strip moves.)
+# **Change `MINE` and run on.**
 
 # %%
 MINE = "Once upon a time there was a queen who had a cat and a goose. One day the"
@@ -397,11 +417,16 @@ tracer = model.tracer(layers=[5], channels=ranked[:20], capture=("delta",))
 ids = tokenizer(MINE, return_tensors="np")["input_ids"]
 for _ in tracer.stream(ids, max_new_tokens=40, do_sample=True, temperature=0.7, top_p=0.9, seed=4):
     pass  # here, ax = plot.latest(tracer.trace, ax=ax) would show each step
-fig, ax = plt.subplots(figsize=(8, 1.8), layout="constrained")
+fig, ax = plt.subplots(figsize=(9, 2.2), layout="constrained")
 plot.latest(tracer.trace, count=len(tracer), ax=ax)
-ax.set_title("Δ of the twenty channels: who is in this story?", loc="left")
+steps = eq.geometric_mean(tracer.trace.delta)[0]  # (tokens)
+for t in np.flatnonzero(steps > 8 * np.median(steps)):
+    ax.text(t, 0.6, tracer.trace.labels[t], rotation=45, fontsize=8)
+ax.set_title("Δ of the twenty channels, and who made it tall", loc="left", pad=38)
 plt.show()
 print(tokenizer.decode(tracer.trace.ids))
+named = np.argsort(-steps[: ids.shape[1]])[:4]
+print("of the beginning:", [tracer.trace.labels[t] for t in sorted(named)])
 
 # %%
 mine = model.trace(MINE, capture=report.CAPTURE)
@@ -413,13 +438,13 @@ print(f"{page.name}: {page.stat().st_size // 1024} KB; open it in a browser and 
 assert page.stat().st_size < 1_000_000
 
 # %% [markdown]
-# The page is one file that needs no network: your text coloured by its step sizes; choose a token and
-# see what it wrote, how that decays, and who reads it. In Jupyter a cell that ends with `mine` shows
-# the same page in place. From a shell: `mamba-np trace "your text" --out mine.html`.
+# The page is one file that needs no network: your text coloured by its step sizes; choose a token
+# and see what it wrote, how that decays, and who reads it. In Jupyter a cell that ends with `mine`
+# shows the same page in place. From a shell: `mamba-np trace "your text" --out mine.html`.
 #
-# Twenty channels are not a law. They are what this small model learnt from old tales; another model
-# keeps other things elsewhere. The way to find them is the same: empty states to find the layer,
-# contrast to find the channels, attention to see who reads, and an intervention to be sure.
+# Twenty channels are not a law. They are what this small model learnt from old tales; another
+# model keeps other things elsewhere. The way to find them is the same: empty states to find the
+# layer, contrast to find the channels, attention to see who reads, and an intervention to be sure.
 
 # %% [markdown]
 # ## Read next
@@ -429,5 +454,5 @@ assert page.stat().st_size < 1_000_000
 # - [What the letters mean](../docs/notation.md), with the table "Looking inside", and the
 #   [gallery](../docs/gallery/README.rst): one script for each plot used here.
 # - `mamba_np/analysis/identities.py`: what must be true of each quantity, to be called on your own
-#   text. The paper's section 3.5.2 says what $\Delta$ was meant to do; Ali, Zimerman and Wolf (2024),
-#   [arXiv:2403.01590](https://arxiv.org/abs/2403.01590), introduced hidden attention.
+#   text. The paper's section 3.5.2 says what $\Delta$ was meant to do; Ali, Zimerman and Wolf
+#   (2024), [arXiv:2403.01590](https://arxiv.org/abs/2403.01590), introduced hidden attention.

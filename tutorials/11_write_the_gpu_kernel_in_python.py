@@ -21,6 +21,9 @@
 # down every access. The form is that of Sasha Rush's GPU-Puzzles.
 
 # %%
+from lesson.gpu_choice import use_gpu_or_simulator
+
+print(f"Kernels run on: {use_gpu_or_simulator()}")
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -32,7 +35,6 @@ from mamba_np import equations as eq
 from mamba_np import plot, reference
 
 plt.style.use(plot.STYLE)
-print(f"Kernels run on: {gpu.MACHINE}")
 
 # %% [markdown]
 # ## One thread for each number
@@ -122,8 +124,8 @@ x, raw, A = (rng.standard_normal(s).astype(np.float32) for s in [(L, E), (L, E),
 delta, A, selected = eq.softplus(raw), -abs(A), rng.standard_normal((L, WIDTH)).astype(np.float32)
 B, C, A_per_octave = selected[:, :N], selected[:, N:], eq.per_octave(A)
 np.testing.assert_allclose(eq.decay(delta[0, 0], A_per_octave), np.exp(delta[0, 0] * A), rtol=1e-5)
-zero = np.zeros((1, E, N))
-y, _ = reference.selective_scan(x[None], delta[None], A, B[None], C[None], zero)
+h = np.zeros((1, E, N))
+y, _ = reference.selective_scan(x[None], delta[None], A, B[None], C[None], h)  # the spec
 
 # %% [markdown]
 # ### Exercise 11b: time in a loop, the state in a register
@@ -171,8 +173,8 @@ check("11b", one_state_scan)
 # %%
 one_state = x, delta, A_per_octave[:, 0], B[:, 0], C[:, 0]
 run = launch(one_state_scan, E // THREADS, THREADS, *one_state, empty(L, E))
-places = [a.place for a in run.reads("x") if a.block == 0 and a.place[0] == 5]
-assert places == [(5, e) for e in range(THREADS)]  # one step, four threads: four neighbours
+at_five = [a.place for a in run.reads("x") if a.block == 0 and a.place[0] == 5]
+assert at_five == [(5, 0), (5, 1), (5, 2), (5, 3)]  # one step, four threads: four neighbours
 gpu_pictures.who_reads((run, "x", "At each step, the threads of a block read neighbours"))
 plt.show()
 
@@ -290,8 +292,8 @@ shared = launch(scan, E // THREADS, THREADS, *arrays, empty(L, E))
 np.testing.assert_array_equal(shared["y"], naive["y"])  # the same sums, to the last bit
 scores["B and C shared"] = shared.score(L * E)
 print(scores["B and C shared"])
-titles = "A block brings each number once, between two barriers ...", "... all its threads read it"
-gpu_pictures.who_reads((shared, "selected", titles[0]), (shared, "shared", titles[1]))
+first = shared, "selected", "A block brings each number once, between two barriers ..."
+gpu_pictures.who_reads(first, (shared, "shared", "... all its threads read it"))
 plt.show()
 
 # %% [markdown]
@@ -301,7 +303,7 @@ plt.show()
 
 # %%
 for states, threads in [(N, THREADS), (16, 128)]:
-    print(f"{states} states: {2 + 2 * states} global reads, with a tile {2 + 2 * states / threads}")
+    print(f"{states} states: {2 + 2 * states} global reads, with tiles {2 + 2 * states / threads}")
 begun = N / L  # and the rates of its states, which a thread reads once in L steps
 assert scores["all from global memory"].global_reads == 2 + 2 * N + begun
 assert scores["B and C shared"].global_reads == 2 + 2 * N / THREADS + begun
@@ -354,8 +356,7 @@ scan = gpu_kernels.lanes_scan(advance, sum_of_lanes)
 lanes = launch(scan, E * LANES // THREADS, THREADS, *arrays, empty(L, E))
 np.testing.assert_allclose(lanes["y"], naive["y"], rtol=1e-4, atol=1e-5)
 scores["two lanes a channel"] = lanes.score(L * E)
-title = "Even lanes read half of B and half of C, odd lanes the rest"
-gpu_pictures.who_reads((lanes, "selected", title))
+gpu_pictures.who_reads((lanes, "selected", "Even lanes read half of B and C, odd lanes the rest"))
 plt.show()
 
 # %% [markdown]
@@ -429,8 +430,7 @@ two = launch(carry, (E // THREADS, N), THREADS, ends, sums, A_per_octave, empty(
 three = launch(scan, grid, THREADS, *arrays, two["starts"], *results)
 np.testing.assert_allclose(three["y"], y[0], rtol=1e-4, atol=1e-5)
 np.testing.assert_allclose(three["ends"][:-1], two["starts"][1:], rtol=1e-4, atol=1e-5)
-total = sum(np.array(run.score(L * E)) for run in (one, two, three))
-scores["chunks, three kernels"] = gpu.Score(*total)
+scores["chunks, three kernels"] = one.score(L * E, two, three)
 
 # %% [markdown]
 # The states that chunks really end with are those that the next ones begin with. Now the whole
@@ -491,8 +491,8 @@ show(gpu.package_source("scan_steps", "advance"), gpu.package_source("scan", "ch
 # threads keep a GPU busy.
 
 # %%
-for module, name in [("scan", "walker"), ("scan_steps", "tile_loader"), ("scan_chunks", "carry")]:
-    assert f"def {name}(" in gpu.package_source(module, name)
+others = ("scan", "walker"), ("scan_steps", "tile_loader"), ("scan_chunks", "carry")
+assert all(f"def {name}(" in gpu.package_source(module, name) for module, name in others)
 
 # %% [markdown]
 # ## Read next

@@ -52,6 +52,8 @@ MODULES = {
     "ops": "Operators",
     "equations": "Equations",
     "derivatives": "Derivatives",
+    "lti": "Time-invariant systems",
+    "scans": "Scans",
     "reference": "The forward pass",
     "backward": "The backward pass",
     "backend": "Backends",
@@ -59,6 +61,9 @@ MODULES = {
     "errors": "Errors",
 }
 """Modules with a page: their names below ``mamba_np``, and titles."""
+
+ONLY = {"gradients": ("loss_and_gradients",), "params": ("Params", "Layer")}
+"""Modules of which some names alone are for users."""
 
 LEFT_OUT = {"TracingMixin", "InterveneMixin"}  # bases of models, where their methods are shown
 LEFT_OUT |= {"Intervention"}  # what runs inside ``model.intervene``
@@ -71,6 +76,9 @@ SPECIAL = "__call__"
 
 def public_names(module: types.ModuleType) -> list[str]:
     """Return the names of a module's page: ``__all__``, or what is defined and documented in it."""
+    short = module.__name__.removeprefix("mamba_np.")
+    if short in ONLY:
+        return list(ONLY[short])
     if hasattr(module, "__all__"):
         own = [name for name in module.__all__ if name not in LEFT_OUT]
         return [name for name in own if not inspect.ismodule(getattr(module, name))]
@@ -115,7 +123,8 @@ def entry(module: str, name: str, galleries: Path) -> str:
     elif callable(value):
         text = f".. autofunction:: {full}\n"
     else:
-        text = f".. autodata:: {full}\n   :no-value:\n"
+        hidden = "   :no-value:\n" if constant_comment(full) else ""
+        text = f".. autodata:: {full}\n{hidden}"
     if (galleries / f"{full}.examples").exists():
         text += f"\n.. minigallery:: {full}\n"
     return text
@@ -175,7 +184,9 @@ def constant_comment(name: str) -> str:
     """Return the string below a constant, in whichever module of the package it is defined."""
     module, _, short = name.rpartition(".")
     value, places = usage.thing(name), [module]
-    places += [m.__name__ for m in list(sys.modules.values()) if m.__name__.startswith(module + ".")]
+    places += [
+        m.__name__ for m in list(sys.modules.values()) if m.__name__.startswith(module + ".")
+    ]
     for place in places:
         found = _analysed(place).attr_docs.get(("", short))
         if found and usage.thing(f"{place}.{short}") is value:
@@ -185,8 +196,9 @@ def constant_comment(name: str) -> str:
 
 def index_text() -> str:
     """Return the page that lists all others with the names on them."""
-    lines = ["API", "===", "", "Everything is imported from ``mamba_np``: a name with a dot after it"]
-    lines += ["is a module that is loaded when it is used.", "", ".. toctree::", "   :hidden:", ""]
+    lines = ["API", "===", "", "The names of the first two groups are imported from ``mamba_np``,"]
+    lines += ["the others from the module beside their title; the most used of those from both."]
+    lines += ["", ".. toctree::", "   :hidden:", ""]
     lines += [f"   {page}" for page in pages()] + [""]
     for page, (module, title, _, names) in pages().items():
         head = f":doc:`{title} <{page}>`"

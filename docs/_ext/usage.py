@@ -41,6 +41,7 @@ def names_in(code: str) -> set[str]:
                 if one.name.partition(".")[0] == "mamba_np":
                     known[one.asname or "mamba_np"] = one.name if one.asname else "mamba_np"
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mamba_np"):
+            found.add(node.module)
             for one in node.names:
                 known[one.asname or one.name] = f"{node.module}.{one.name}"
     for node in ast.walk(tree):

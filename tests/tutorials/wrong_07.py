@@ -80,7 +80,7 @@ WRONG = {
         (lambda data: True, "Return a dictionary"),
         (header(skip=["metadata"]), "stopped with KeyError"),
         (lambda data: json.loads(data[8 : 8 + data[0]]), "Leave out __metadata__"),
-        (header(skip=["length"]), "An empty file"),
+        (header(skip=["length", "short"]), "one byte longer than the file"),
         (header(error=OSError), "stops your code with OSError"),
         (header(skip=["short"]), "lacks its last byte is accepted"),
         (header(skip=["rest"]), "a byte too many"),

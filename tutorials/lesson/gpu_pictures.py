@@ -3,8 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .gpu import Run, Score
 from .gpu_kernels import CHUNK
+from .gpu_watch import Run, Score
 
 BLOCKS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 """Colours of blocks, which colour-blind readers tell apart."""

@@ -95,7 +95,6 @@ def _explain(excess):
         -E: "E too few in each block: one vector of E is missing. A bias, perhaps?",
         -2 * E: "2 E too few in each block: two vectors of E are missing, biases perhaps.",
         -3 * E: "3 E too few in each block: three vectors of E are missing: two biases, and D.",
-        E + D: "a vector of each projection too many in each block: use_bias is False.",
         2 * E: "2 E too many in each block: in_proj has no bias here.",
         2 * E + D: "2 E + D too many in each block: in_proj and out_proj have no bias here.",
         -E * D: "E D too few in each block. What does in_proj make?",

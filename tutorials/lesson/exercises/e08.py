@@ -52,7 +52,9 @@ def make_it_say_wolf(answer):
     hint = "Assign one ScaleDelta, ClampDelta or FreezeDelta: those change step sizes."
     expect(isinstance(answer, kinds), hint)
     expect(_one(answer.layers), "Choose one layer: layers=5, say.")
-    expect(_one(answer.tokens), "Choose one token, by its position from 0: tokens=8 is the full stop.")
+    expect(
+        _one(answer.tokens), "Choose one token, by its position from 0: tokens=8 is the full stop."
+    )
     tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
     model = MambaForCausalLM.from_pretrained(bundled_model_path())
     ids = tokenizer(SENTENCE, return_tensors="np")["input_ids"]
