@@ -91,9 +91,11 @@ toc_object_entries_show_parents = "hide"
 # Names in annotations that belong to others, whose documentation is not at hand while a page is
 # made. Names of this package that cannot be found are errors.
 _OTHERS = """
-    AbstractContextManager Any ArrayLike Axes BinaryIO Callable Figure IO Iterable Iterator Mapping NDArray PathLike Sequence Set
-    TextIO ModuleType Path bool bytes complex dict float int list object set str tuple type None
-    np.dtype np.float64 np.integer np.ndarray np.random.Generator os.PathLike Self tokenizers.Tokenizer
+    AbstractContextManager Any ArrayLike Axes BinaryIO Callable Figure IO Iterable Iterator Mapping
+    NDArray PathLike Sequence Set TextIO ModuleType Path bool bytes complex
+    dict float int list object set str tuple type None
+    np.dtype np.float64 np.integer np.ndarray np.random.Generator os.PathLike Self
+    tokenizers.Tokenizer
 """
 # Names of this package without a page: aliases, whose meaning is said in the docstring, and
 # classes that users are given and need not name.

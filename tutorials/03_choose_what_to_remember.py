@@ -194,15 +194,13 @@ assert right(remember(heard, gate), words, C_by_age) == 1
 # %%
 def fixed(ids, delta):  # (count length), number -> (count WORDS N)
     """Return the same as ``remember``, by convolution."""
-    A_bar, B_bar = (
-        np.full((N, 1), part.T) for part in eq.discretise(delta, A[:, None], np.ones((N, 1)))
-    )
-    K = lti.kernel(A_bar, B_bar, np.ones((N, 1)), ids.shape[1])  # (length N)
+    one = np.ones((N, 1))  # each of the N numbers is a system by itself, read with C = 1
+    K = lti.kernel(*eq.discretise(delta, A[:, None], one), one, ids.shape[1])  # (length N)
     return one_hot(ids).swapaxes(1, 2) @ K[::-1]
 
 
 def best_weights(h, words):  # -> (COPIED N)
-    """Return the C with which each word's channel reads 1, and every other 0, as well as it goes."""
+    """Return the C that reads 1 in the channel of each word, and 0 in others, if it can."""
     wanted = (words[:, None, :] == np.arange(2, 2 + WORDS)[:, None]).astype(float)
     return np.linalg.lstsq(h.reshape(-1, N), wanted.reshape(-1, COPIED))[0].T
 

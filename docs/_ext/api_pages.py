@@ -25,15 +25,19 @@ GROUPS = {
     "models": (
         "Models",
         "A model, its configuration, its memory, and what a call returns.",
-        ("MambaForCausalLM", "MambaModel", "MambaBlock", "MambaMixer", "MambaConfig", "MambaCache")
-        + ("MambaOutput", "MambaCausalLMOutput", "AutoConfig", "AutoModel", "AutoModelForCausalLM")
-        + ("bundled_model_path", "set_num_threads", "get_num_threads"),
+        (
+            *("MambaForCausalLM", "MambaModel", "MambaBlock", "MambaMixer", "MambaConfig"),
+            *("MambaCache", "MambaOutput", "MambaCausalLMOutput", "AutoConfig", "AutoModel"),
+            *("AutoModelForCausalLM", "bundled_model_path", "set_num_threads", "get_num_threads"),
+        ),
     ),
     "text": (
         "Text",
         "From text to ids, from a prompt to more text.",
-        ("AutoTokenizer", "Tokenizer", "BatchEncoding", "GenerationConfig", "GenerateOutput")
-        + ("TokenStream", "TextStreamer", "TextIteratorStreamer"),
+        (
+            *("AutoTokenizer", "Tokenizer", "BatchEncoding", "GenerationConfig", "GenerateOutput"),
+            *("TokenStream", "TextStreamer", "TextIteratorStreamer"),
+        ),
     ),
 }
 """Names of ``mamba_np`` itself: page, title, what it is about, names."""

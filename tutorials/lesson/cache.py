@@ -15,6 +15,7 @@ class Cache:
         self.lines, self.held, self.moved = lines, OrderedDict(), 0
 
     def use(self, address: int) -> None:
+        """Bring the line of an address, unless it is held."""
         line = address // LINE
         if line not in self.held:
             self.moved += LINE
