@@ -325,6 +325,19 @@ def test_the_lens_of_a_layer_is_the_prediction_of_a_model_that_ends_there(model,
     close(found, p / p.sum(axis=-1, keepdims=True), model.dtype)
 
 
+def test_without_its_rules_relevance_is_the_gradient_and_does_not_add_up():
+    """Central differences of the logit along each token's embedding."""
+    model = small_model("float64")
+    found = analysis.relevance(model, IDS, 3, AT, rules=False)
+    x = model.params.embeddings[IDS][None]
+    for t in range(AT + 1):
+        step = np.zeros_like(x)
+        step[:, t] = 1e-5 * x[:, t]
+        up, down = (model(inputs_embeds=x + s * step).logits[0, AT, 3] for s in (1, -1))
+        np.testing.assert_allclose(found.tokens[t], (up - down) / 2e-5, rtol=1e-5, atol=1e-8)
+    assert abs(found.tokens.sum() + found.bias - found.logit) > 1e-3
+
+
 def test_relevance_of_a_chosen_token(model, dtype):
     r = analysis.relevance(model, IDS, 3, AT)
     logits = model(IDS[None]).logits[0, AT]

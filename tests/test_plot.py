@@ -171,7 +171,7 @@ def check_colours(image):
         assert (np.diff(colours @ [0.2126, 0.7152, 0.0722]) > -2e-3).all()
 
 
-@pytest.mark.parametrize("name", (AXES | FIGURES).keys() - OF_A_MODEL.keys())
+@pytest.mark.parametrize("name", sorted((AXES | FIGURES).keys() - OF_A_MODEL.keys()))
 def test_what_a_trace_lacks_is_named_and_no_figure_is_left(name):
     model = small_model()
     text = model.trace(np.arange(8), capture=("logits",))

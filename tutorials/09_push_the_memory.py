@@ -16,8 +16,8 @@
 # **How far back can a state of a fixed size remember, and what decides it?**
 #
 # A state is small, and every token may write over it. Yet the small model of this notebook, trained
-# on 256 tokens, answers a question about something that it read a million tokens ago. You look for
-# the reason in its step sizes, predict from them what will be left, measure it, and break it on
+# on 256 tokens, answers questions about something that it read a million tokens ago. You look for
+# the reason in its step sizes, predict from them where memory ends, measure it, and break it on
 # purpose. Then you ask whether a state can grow without bound, and how far a language model looks.
 
 # %%
@@ -140,28 +140,29 @@ print(f"delta |A| for half: {np.log(2) / million:.1e}")
 # %%
 ids, _ = induction_heads(np.random.default_rng(0), batch=1, length=2**14)
 noise = ids[0, :-1]
-trace = model.trace(noise, capture=("delta",))
+trace = model.trace(noise, capture=("delta", "B", "x"))
 place = int(noise.argmax())  # of the first special token, the largest id
 assert noise[place] == SPECIAL
 
 around = np.arange(place - 4, place + 9)
 fig, ax = plt.subplots(figsize=(7.4, 3.2), layout="constrained")
-for channel, colour in ((5, BLUE), (33, ORANGE), (0, GREY)):
+forgetful = int(trace.delta[0].mean(axis=0).argmax())
+for channel, colour in ((5, BLUE), (33, ORANGE), (forgetful, GREY)):
     ax.semilogy(trace.delta[0, around, channel], "o-", color=colour, markersize=3)
     ax.text(12.2, trace.delta[0, around[-1], channel], f"channel {channel}", color=colour)
 ax.set_xticks(range(13), noise[around])
-ax.annotate(
-    "the special token", (4, 1e-14), (4, 1e-17), ha="center", arrowprops={"arrowstyle": "-"}
-)
-ax.annotate("written here", (6, 40), (7, 100), va="center", arrowprops={"arrowstyle": "-"})
-ax.set(xlabel="token read", ylabel="step size Δ (log)", ylim=(1e-18, 1e4), xlim=(-0.5, 14))
+arrow = {"arrowprops": {"arrowstyle": "->"}, "va": "center"}
+ax.annotate("the special token", (4, 2e-9), (4, 1e-14), ha="center", **arrow)
+ax.annotate("written here", (6.05, 25), (6.8, 1e3), **arrow)
+ax.set(xlabel="token read", ylabel="step size Δ (log)", ylim=(1e-16, 1e4), xlim=(-0.5, 14.4))
 plt.show()
+assert trace.delta[0, place + 2, 5] > 1e10 * np.median(trace.delta[0, :, 5])
 
 # %% [markdown]
-# Two of these channels are shut: their $\Delta$ is a billionth or less, at noise and even at the
-# special token. One token after the answer they open for a single step, by eleven orders of
-# magnitude: the convolution sees four tokens at once, and there the special token and what
-# followed it are both in view. Then they shut again. The third one lives from token to token.
+# Two of these channels are shut: at noise, and even at the special token, their $\Delta$ is below a
+# millionth. One token after the answer they open for a single step, channel 5 by more than ten
+# orders of magnitude: the convolution sees four tokens at once, and there the special token and
+# what followed it are both in view. Then they shut again. The third one lives from token to token.
 #
 # ### Exercise 09b: does the model have it?
 #
@@ -181,11 +182,8 @@ check("09b", ordinary_half_lives)
 # %% tags=["solution", "hide-input"] jupyter={"source_hidden": true}
 # Solution of 09b: open it when you have tried.
 def half_lives_of(delta, A, ids):
-    special = np.flatnonzero(ids == SPECIAL)
-    ordinary = np.ones(len(ids), bool)
-    for later in range(4):
-        seen = special + later
-        ordinary[seen[seen < len(ids)]] = False
+    near = np.convolve(ids == SPECIAL, np.ones(4))[: len(ids)]  # the token, and three more
+    ordinary = near == 0
     mean = delta[ordinary].mean(axis=0, dtype=np.float64)  # (E)
     return eq.half_life(mean[:, None], A)
 
@@ -202,13 +200,13 @@ for block, colour in ((0, BLUE), (1, ORANGE)):
     ax.text(1.1, falling[0] * 2, f"block {block}", color=colour, weight="bold")
 for tokens, name in ((million, "a million tokens"), (TRAINED, "length in training")):
     ax.axhline(tokens, color=GREY, linestyle=":")
-    ax.text(2000, tokens * 1.3, name, color=GREY, ha="right")
+    ax.text(2300, tokens, name, color=GREY, va="center", backgroundcolor="white")
 ax.set(xlabel="the 128 x 16 states of a block, sorted (log)", ylabel="half-life in tokens (log)")
+ax.set(xlim=(0.8, 2e4), ylim=(1e-3, 1e11))
 plt.show()
 
 enough = half_lives[0] >= half_life_for(million, 0.5)
 print(f"block 0: {enough.sum()} states, in channels {np.flatnonzero(enough.any(axis=1))}")
-print(half_lives[1].max(), enough.sum())
 assert enough.sum() > 50
 assert half_lives[1].max() < 10_000  # block 1 only reads what block 0 says
 
@@ -217,35 +215,78 @@ assert half_lives[1].max() < 10_000  # block 1 only reads what block 0 says
 # half-lives of up to a billion tokens they were pushed far beyond the 256 that training ever asked
 # for. (The last part of [its training](../mamba_np/models/induction_heads/README.md) did that.)
 #
+# ## Fast forward
+#
+# With half-lives one need not read a million tokens to know what the state will be. After $L$
+# ordinary tokens a share $s = 2^{-L/\text{half-life}}$ of the old $h$ is left. And noise writes,
+# too: a little, but always. With means over ordinary tokens, $h$ goes to where both are in balance,
+#
+# $$h_\infty = \frac{\overline{\Delta B x}}{\overline{\Delta}\,|A|},
+# \qquad h_L = s\,h_0 + (1 - s)\,h_\infty .$$
+#
+# So: let the model read the special token and each of the 15 answers, move the states of block 0
+# ahead by $L$ tokens at once, read some real noise, so that all that forgets quickly is as it would
+# be, and ask. (It is the state of the *past* that is set here, as in notebook 06.)
+
+# %%
+ordinary = np.convolve(noise == SPECIAL, np.ones(4))[: len(noise)] == 0
+delta, B, x = (getattr(trace, name)[0, ordinary].astype(float) for name in ("delta", "B", "x"))
+h_inf = (delta * x).T @ B / (delta.sum(axis=0)[:, None] * np.abs(trace.A[0]))  # (E, N)
+
+rng, every = np.random.default_rng(5), np.arange(15)
+beginning = np.c_[rng.integers(0, 15, (15, 8)), np.full(15, SPECIAL), every]
+written = model(np.c_[beginning, rng.integers(0, 15, (15, 8))]).cache_params
+lately = rng.integers(0, 15, (15, 2048))
+
+
+def ahead(tokens):
+    """Return the scores (15, 16) of a question asked so many tokens after each answer was read."""
+    cache, s = written.copy(), 0.5 ** (tokens / half_lives[0])
+    cache.ssm_states[0][...] = s * cache.ssm_states[0] + (1 - s) * h_inf
+    return model(np.c_[lately, [SPECIAL] * 15], cache_params=cache, logits_to_keep=1).logits[:, -1]
+
+
+foretold = {2**k: ahead(2**k).argmax(axis=1) == every for k in range(12, 31, 2)}
+for tokens, right in foretold.items():
+    print(f"{tokens:13,} tokens: {right.sum():2} of 15, lost: {every[~right]}")
+assert foretold[2**18].all()
+
+# %% [markdown]
+# A prediction with an edge: at a million tokens ($2^{20}$) one answer in fifteen has gone, the
+# token 0, and a few million further the others follow. Nobody has read a million tokens yet.
+#
 # ## A million tokens
 #
-# Now the test. One sequence of $2^{20}$ tokens, whose special token stands near the beginning.
-# On the way we look at the state itself: the slowest number $h$ in each of six channels, as a share
-# of what was written. And at each stop a copy of the state is asked the question.
+# Now read them. The special token stands near the beginning, the hardest case. There are two such
+# sequences: in one the answer is 0, in the other 4. On the way we look at the state itself: the
+# slowest number $h$ in each of six channels, as a share of what was written. And at each stop a
+# copy of the state is asked the question.
 
 # %%
 channels = np.array([5, 51, 77, 33, 54, 83])
 slowest = np.abs(trace.A[0, channels]).argmin(axis=1)
-ids, _ = induction_heads(np.random.default_rng(279), 1, million)
+ids = np.repeat(induction_heads(np.random.default_rng(279), 1, million)[0], 2, axis=0)
 place = int(ids[0].argmax())
-distances = np.array([6, *2 ** np.arange(4, 20), million - place])
+ids[:, [place + 1, million]] = [[0], [4]]
+distances = np.array([6, *2 ** np.arange(4, 20), million - place - 1])
 kept, answers = [], []
 for cache, _scores in stream(ids, place + distances):
     kept.append(cache.ssm_states[0][0, channels, slowest].copy())
-    asked = model([[SPECIAL]], cache_params=cache.copy()).logits[0, -1]
-    answers.append(int(asked.argmax()))
-share = np.array(kept) / kept[0]  # (stops, channels)
+    asked = model([[SPECIAL]] * 2, cache_params=cache.copy()).logits[:, -1]
+    answers.append(asked.argmax(axis=1) == [0, 4])
+share, answers = np.array(kept) / kept[0], np.array(answers)  # (stops, channels), (stops, 2)
 
-recall[million] = float(_scores[0].argmax() == ids[0, -1])
-assert recall[million] == 1
-assert set(answers[:-1]) == {ids[0, place + 1]}  # at every stop before, too
 predicted = 0.5 ** (distances[:, None] / half_lives[0][channels, slowest])
-np.testing.assert_allclose(share, predicted, atol=0.02)
+np.testing.assert_allclose(share, predicted, atol=0.05)
 print("left:", share[-1].round(3), "predicted:", predicted[-1].round(3))
+assert answers[:-1].all()  # up to half a million tokens
+assert answers[-1].tolist() == foretold[million][[0, 4]].tolist()
+print("after a million tokens, answers 0 and 4 are right:", answers[-1])
 
 # %% [markdown]
-# Right again, and what is left of each number is what the half-lives foretold. (The model's card
-# has ten sequences of this length, all right.)
+# As foretold: what is left of each number, and which answer is lost. (The model's card counts ten
+# right out of ten at this length. There the special token stands anywhere, on average half as far
+# back.)
 #
 # ## Take the memory away
 #
@@ -269,33 +310,37 @@ assert propped[0.01, 64] == 1
 assert propped[0.1, 1024] < 0.25
 
 # %% tags=["heart"]
-fig, (top, low) = plt.subplots(2, 1, figsize=(7.4, 4.6), layout="constrained", sharex=True)
-top.semilogx(list(recall), [100 * one for one in recall.values()], "o-", color=BLUE, base=2)
-top.text(2**13, 88, "the model as it is: right, at every length", color=BLUE, weight="bold")
+fig, (top, low) = plt.subplots(2, 1, figsize=(7.6, 4.8), layout="constrained", sharex=True)
+top.semilogx(list(recall), [100 * one for one in recall.values()], "o", color=BLUE, zorder=9)
+top.plot(list(foretold), [100 * one.mean() for one in foretold.values()], color=BLUE)
+top.plot([2**20], [100], "o", color=BLUE)
+top.plot([2**20], [0], "X", color=BLUE, clip_on=False)
+top.text(2**19.5, 11, "answer 0: lost", color=BLUE, ha="right")
+top.text(2**20.5, 97, "answer 4: right", color=BLUE)
+top.text(2**11.5, 74, "as it is: dots are read,\nthe line is foretold", color=BLUE, weight="bold")
 low.loglog(distances, share, color=BLUE, linewidth=2)
-low.text(2**13, 0.25, "what six numbers\nof its state hold", color=BLUE, weight="bold")
-beyond = np.geomspace(2**5, 2**20, 400)
-for floor, colour in floors.items():
+low.text(2**12, 0.06, "what six numbers of its state hold", color=BLUE, weight="bold")
+beyond = np.geomspace(2**5, 2**30, 600)
+low.plot(beyond, 0.5 ** (beyond[:, None] / half_lives[0][channels, slowest]), ":", color=BLUE)
+for (floor, colour), at in zip(floors.items(), (2**10.3, 2**5.2), strict=True):
     top.plot(short, [100 * propped[floor, length] for length in short], "o-", color=colour)
     low.plot(beyond, eq.exp(-floor * smallest * beyond), color=colour)
-    at = 1 / floor / smallest
-    low.text(9 * at, 3e-5, f" Δ ≥ {floor}", color=colour, weight="bold")
-top.text(2**10.2, 40, "Δ ≥ 0.01: the gate propped open", color=ORANGE, weight="bold")
-top.text(2**8.4, 20, "Δ ≥ 0.1", color=RED, weight="bold")
-top.axhline(100 / 15, color=GREY, linestyle=":")
-top.text(2**20, 9, "guessing", color=GREY, ha="right")
+    top.text(at, 42, f"Δ ≥ {floor}", color=colour, weight="bold")
+    low.text(at, 1e-3 if floor < 0.1 else 1e-4, f"Δ ≥ {floor}", color=colour, weight="bold")
 for ax in (top, low):
     ax.axvline(TRAINED, color=GREY, linestyle="--", linewidth=0.8)
-top.text(TRAINED * 0.93, 45, "length in\ntraining", color=GREY, ha="right")
+low.text(TRAINED * 1.1, 3e-6, "length in\ntraining", color=GREY)
+top.axhline(100 / 15, color=GREY, linestyle=":")
+top.text(2**30, 9, "guessing", color=GREY, ha="right")
 top.set(ylabel="right answers, %", ylim=(0, 108))
-low.set(ylabel="share of it that is left (log)", ylim=(1e-6, 2), xlim=(2**5, 2**20.5))
+low.set(ylabel="share that is left (log)", ylim=(1e-6, 2), xlim=(2**5, 2**30.5))
 low.set_xlabel("tokens between what was written and the question (log)")
 plt.show()
 
 # %% [markdown]
-# The two panels break in the same places: an answer is lost when what was written has decayed to
-# some thousandth. As it is, the model holds on to a million tokens, and its best channels would to
-# a thousand million.
+# (A dot is the length of a text; its special token stands anywhere in it.) The panels bend in the
+# same places, over seven powers of ten: an answer is lost when what was written has decayed too
+# far to be told from what noise writes. Nothing special happens at 256 tokens.
 #
 # So the limit is not the length. A state of 16 numbers cannot hold a million tokens, and it does
 # not try to: it holds *one* thing, and lets in nothing else. What a state cannot do is to keep
@@ -304,14 +349,14 @@ plt.show()
 # ## Can a state overflow?
 #
 # A million additions, and no end: will $h$ not grow until it is infinite, or NaN? (People who see
-# NaN in training ask: [mamba #6](https://github.com/state-spaces/mamba/issues/6).) Since $A < 0$ and
-# $\Delta > 0$, $\bar A = e^{\Delta A}$ lies between 0 and 1: nothing is ever amplified. And what is
-# added is $\Delta B x$, small where little decays. Together, at every token of any text,
+# NaN in training ask: [mamba #6](https://github.com/state-spaces/mamba/issues/6).) Since $A < 0$
+# and $\Delta > 0$, $\bar A = e^{\Delta A}$ lies between 0 and 1: nothing is ever amplified. And
+# what is added is $\Delta B x$, small where little decays. Together, at every token of any text,
 #
 # $$|h_t| \;\le\; \Big(\Delta_{\max} + \frac{1}{|A|}\Big) \max_s |B_s x_s| .$$
 #
 # (The sum over $s$ of $e^{-|A|(\Delta_{s+1} + \dots + \Delta_t)}\,\Delta_s$ is a Riemann sum of
-# $\int_0^\infty e^{-|A|\tau} d\tau = 1/|A|$, too large by one step at most.) There is no length $t$ on
+# $\int_0^\infty e^{-|A|\tau} d\tau = 1/|A|$, too large by one step at most.) There is no length on
 # the right. Let us see how near a language model comes, with twice the length it was trained on.
 
 # %%
@@ -409,24 +454,25 @@ order = analysis.survival(trace, 5).max(axis=1).argsort()  # the longest memory 
 for channel, colour in zip(order[[192, 346, 380, 383]], (GREY, RED, ORANGE, BLUE), strict=True):
     alpha = analysis.hidden_attention(trace, layer=5, channel=channel)
     d = distances_of(alpha)
-    np.testing.assert_allclose(d, analysis.receptive_field(alpha).mean_distance)
+    np.testing.assert_allclose(d, analysis.receptive_field(alpha).mean_distance, rtol=1e-5)
     right.plot(d, color=colour)
     right.text(775, d[-1], f"channel {channel}", color=colour, va="center")
 right.plot([0, 767], [0, 767 / 2], color="black", linestyle=":")
 right.text(400, 210, "looks at all alike", rotation=40, ha="center", va="bottom")
-right.set(xlabel="token read", ylabel="mean distance in tokens", xlim=(0, 980), ylim=(0, 400))
+right.set(xlabel="token read", ylabel="mean distance in tokens", xlim=(0, 980), ylim=(0, 430))
 plt.show()
 
 # %% [markdown]
-# A language model spends most of its channels on the last sentence or two, and a few on everything
-# so far. That is no defect of the state: it is what predicting the next word of a story asks for.
-# What a state remembers is what training made its step sizes worth remembering.
-#
+# Block by block, nine tenths of the weight lie within the last 50 to 200 tokens, while a few
+# channels look at everything so far. That is no defect of the state: it is what predicting the
+# next word of a story asks for. A state remembers what training made worth remembering.
+
+# %% [markdown]
 # ## Read next
 #
 # - Notebook 12, "Train it by hand": how step sizes of a billionth come about.
-# - [The model's card](../mamba_np/models/induction_heads/README.md), and section 4.1.2 and table 2 of
-#   [the paper](https://arxiv.org/abs/2312.00752): the task, and how other architectures do.
+# - [The model's card](../mamba_np/models/induction_heads/README.md), and section 4.1.2 and table 2
+#   of [the paper](https://arxiv.org/abs/2312.00752): the task, and how other architectures do.
 # - `mamba_np/analysis/memory.py`: half-life, survival, and whose part is left in a state;
 #   [notation](../docs/notation.md) has them in one table.
 # - [Stuffed Mamba](https://arxiv.org/abs/2410.07145): states of large models that do not forget

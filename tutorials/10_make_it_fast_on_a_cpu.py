@@ -28,12 +28,13 @@ from numba.extending import register_jitable
 
 from lesson import check, show
 from lesson.cache import watch
+from lesson.ladder import Ladder
 from lesson.timing import seconds
 from mamba_np import equations, ops, plot, polynomials, reference, threads
 
 plt.style.use(plot.STYLE)
 rng = np.random.default_rng(0)
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 # %% [markdown]
 # ## The work
@@ -41,10 +42,12 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
 # One scan of one layer of mamba-130m over $L = 256$ tokens: $E = 1536$ channels with $N = 16$
 # states each. For each token, channel and state the kernel makes a decay and updates a number:
 #
-# $$\bar A = e^{\Delta_{t,e} A_{e,n}}, \qquad h_{e,n} \leftarrow \bar A\, h_{e,n} + \Delta_{t,e} B_{t,n}\, x_{t,e}, \qquad
-# y_{t,e} = \sum_n C_{t,n} h_{e,n}$$
+# $$\bar A = e^{\Delta_{t,e} A_{e,n}}$$
+# $$h_{e,n} \leftarrow \bar A\, h_{e,n} + \Delta_{t,e} B_{t,n}\, x_{t,e}$$
+# $$y_{t,e} = \sum_n C_{t,n} h_{e,n}$$
 #
-# Call that an *update*. We measure nanoseconds for each.
+# Call that an *update*. There are $L \cdot E \cdot N$, and we measure nanoseconds for each. The
+# ladder holds every rung against the NumPy reference in float64, and keeps its time.
 
 # %%
 L, E, N = 256, 1536, 16
@@ -52,23 +55,9 @@ x = rng.normal(size=(L, E)).astype(np.float32)
 delta = rng.uniform(0.001, 0.1, (L, E)).astype(np.float32)
 A = np.tile(-np.arange(1, N + 1, dtype=np.float32), (E, 1))  # as a new model begins with
 B, C = rng.normal(size=(2, L, N)).astype(np.float32)
-expected, _ = reference.selective_scan(
-    *(one.astype(float) for one in (x[None], delta[None], A, B[None], C[None])), np.zeros((1, E, N))
-)
-expected, ladder = expected[0], {}
-
-
-def rung(name, function, *arguments, repeats=3):
-    """Check what a function returns, and keep its time, in nanoseconds for each update."""
-    y = function(*arguments)  # the first call compiles, where there is something to compile
-    np.testing.assert_allclose(y, expected, atol=2e-6 * np.abs(expected).max())
-    ladder[name] = 1e9 * seconds(function, *arguments, repeats=repeats) / (L * E * N)
-    print(
-        f"{name}: {ladder[name]:.2f} ns an update, {ladder[name] * L * E * N / 1e6:.1f} ms in all"
-    )
-
-
-print(f"{L * E * N:,} updates")
+exact = (one.astype(float) for one in (x[None], delta[None], A, B[None], C[None]))
+expected, _ = reference.selective_scan(*exact, np.zeros((1, E, N)))
+ladder = Ladder(expected[0], L * E * N)
 
 # %% [markdown]
 # ## NumPy, and what its arrays weigh
@@ -79,9 +68,8 @@ print(f"{L * E * N:,} updates")
 # %%
 def whole_arrays(x, delta, A, B, C):
     A_bar, B_bar = equations.discretise(delta[:, :, None], A, B[:, None])
-    states = reference.recurrence(
-        A_bar[None], (B_bar * x[:, :, None])[None], np.zeros((1, E, N), "f4")
-    )
+    drive, h = B_bar * x[:, :, None], np.zeros((1, E, N), np.float32)
+    states = reference.recurrence(A_bar[None], drive[None], h)
     return (states[0] @ C[:, :, None])[..., 0]
 
 
@@ -90,8 +78,9 @@ def blocks(x, delta, A, B, C):
     return reference.selective_scan(x[None], delta[None], A, B[None], C[None], h)[0][0]
 
 
-rung("NumPy, whole arrays", whole_arrays, x, delta, A, B, C)
-rung("NumPy, in blocks", blocks, x, delta, A, B, C)
+# %%
+ladder.rung("NumPy, whole arrays", whole_arrays, x, delta, A, B, C)
+ladder.rung("NumPy, in blocks", blocks, x, delta, A, B, C)
 
 # %% [markdown]
 # Both compute the same. The first makes arrays of shape (L, E, N), each of 25 MB here, and sends
@@ -102,32 +91,32 @@ rung("NumPy, in blocks", blocks, x, delta, A, B, C)
 # %%
 lengths = 2 ** np.arange(9)
 fig, ax = plt.subplots(figsize=(6.4, 2.9), layout="constrained")
-for function, color, label in ((whole_arrays, ORANGE, "whole arrays"), (blocks, BLUE, "in blocks")):
-    cost = [
-        1e9 * seconds(function, x[:n], delta[:n], A, B[:n], C[:n]) / (n * E * N) for n in lengths
-    ]
-    ax.semilogx(4 * lengths * E * N / 1e6, cost, "o-", ms=3, color=color, label=label)
+for function, color in ((whole_arrays, ORANGE), (blocks, BLUE)):
+    times = [seconds(function, x[:n], delta[:n], A, B[:n], C[:n]) for n in lengths]
+    cost = 1e9 * np.array(times) / (lengths * E * N)
+    ax.semilogx(4 * lengths * E * N / 1e6, cost, "o-", ms=3, color=color, label=function.__name__)
 ax.set(xlabel="size of one array of (L, E, N), MB", ylabel="ns an update", ylim=(0, None))
 ax.legend()
 plt.show()
-assert 4 * L * E * N == 25_165_824
+assert (4 * L * E * N, 4 * E * N) == (25_165_824, 98_304)  # bytes of all states, and of one step
 
 # %% [markdown]
 # ## Compiled, as one would say it
 #
 # A loop in Python costs far more than what is inside it. `numba.njit` compiles a function to
-# machine code, loops and all. "Each channel, each state, through time":
+# machine code, loops and all. The formulas come from `equations`, as everywhere. A compiled
+# function does not call back to Python, so Numba has to be told that it may compile these
+# functions into their callers. That is all `register_jitable` does, and it is how the package's
+# kernels share one text with the NumPy reference (`mamba_np/kernels/vectorised.py`).
 #
-# The formulas come from `equations`, as everywhere. A compiled function cannot call Python, so
-# Numba has to be told that it may compile these functions into their callers. That is all
-# `register_jitable` does, and it is how the package's kernels share one text with the NumPy
-# reference (`mamba_np/kernels/vectorised.py`).
+# In words the scan is: for each channel and each state, go through time. So we write just that:
 
 # %%
 for function in (equations.exp, equations.discretise, equations.state_update):
     register_jitable(function)
 
 
+# %%
 @njit
 def channel_by_channel(x, delta, A, B, C):
     y = np.zeros_like(x)
@@ -141,7 +130,8 @@ def channel_by_channel(x, delta, A, B, C):
     return y
 
 
-rung("compiled, channel by channel", channel_by_channel, x, delta, A, B, C)
+# %%
+ladder.rung("compiled, channel by channel", channel_by_channel, x, delta, A, B, C)
 
 # %% [markdown]
 # No array of (L, E, N) is left; the state is a single number in a register. And yet this is a
@@ -197,23 +187,20 @@ check("10a", across_memory)
 small = [np.full((12, 32, 16), 0.5, np.float32) for _ in range(3)]
 A_bar, B_bar = equations.discretise(delta[:, :, None], A, B[:, None])
 large = [A_bar, B_bar * x[:, :, None], np.zeros_like(A_bar)]
-fig, ax = plt.subplots(figsize=(6.4, 2.9), layout="constrained")
-moved, times = [], []
-for function, color, where in (
-    (in_memory_order, BLUE, (30, 0.2)),
-    (across_memory, ORANGE, (13, 15)),
-):
-    count, addresses = watch(function, *small)
-    function(*large)  # compile
-    moved, times = [*moved, count], [*times, seconds(function, *large)]
-    ax.plot(np.array(addresses[0][:48]) / 1024, ".-", color=color, lw=0.6)
-    ax.text(*where, function.__name__, color=color)
-ax.set(xlabel="reads of A_bar, one after the other", ylabel="address, KB")
+fig, ax = plt.subplots(figsize=(6.4, 2.7), layout="constrained")
+moved, times = {}, {}
+for function, color, height in ((in_memory_order, BLUE, 2.2), (across_memory, ORANGE, 15)):
+    name = function.__name__
+    moved[name], addresses = watch(function, *small)
+    function(*large)  # compiles
+    times[name] = seconds(function, *large)
+    ax.plot(np.array(addresses[0][:40]) / 1024, ".-", color=color, lw=0.6)
+    ax.text(40, height, name, color=color, fontsize=8)
+    print(f"{name}: model {moved[name]:,} bytes; full size {1e3 * times[name]:.1f} ms")
+ax.set(xlabel="reads of A_bar, one after the other", ylabel="address, KB", xlim=(-1, 52))
 plt.show()
-print(f"in the model: {moved[0]:,} and {moved[1]:,} bytes, {moved[1] / moved[0]:.0f} times as many")
-print(f"measured at full size: {1e3 * times[0]:.0f} and {1e3 * times[1]:.0f} ms, "
-      f"{times[1] / times[0]:.0f} times as long")  # fmt: skip
-assert moved[1] == 12 * moved[0]
+print(f"{times['across_memory'] / times['in_memory_order']:.0f} times as long")
+assert moved["across_memory"] > 12 * moved["in_memory_order"]
 
 # %% [markdown]
 # In order, a line of 64 bytes serves sixteen updates. Across, it serves one, and is gone from the
@@ -239,7 +226,8 @@ def step_by_step(x, delta, A, B, C):
     return y
 
 
-rung("compiled, step by step", step_by_step, x, delta, A, B, C)
+# %%
+ladder.rung("compiled, step by step", step_by_step, x, delta, A, B, C)
 
 # %% [markdown]
 # ## A cheaper exponential, sixteen at once
@@ -260,15 +248,10 @@ show(equations.per_octave, equations.decay, polynomials.exp2)
 # %%
 power = np.linspace(-4, 0, 4001, dtype=np.float32)
 exact = np.exp2(power.astype(float))
-error = (polynomials.exp2(power) - exact) / exact
-fig, ax = plt.subplots(figsize=(6.4, 2.5), layout="constrained")
-ax.plot(power, 1e7 * error, ".", ms=1, color=BLUE)
-ax.axhspan(-0.6, 0.6, color=GREY, alpha=0.25, lw=0)
-ax.text(-3.95, 1.6, "grey: what rounding to float32 does anyhow", color=GREY)
-ax.set(xlabel="power", ylabel="relative error, 10⁻⁷", ylim=(-2.5, 2.5))
-plt.show()
-assert np.abs(error).max() < 2.5e-7
-assert polynomials.exp2(np.float32(0)) == 1  # a step of size 0 keeps the state as it is
+error = np.abs(polynomials.exp2(power) / exact - 1).max()
+print(f"error {error:.1e}, of which rounding to float32 makes {2.0**-24:.1e}")
+assert error < 2.5e-7
+assert polynomials.exp2(np.float32(0)) == 1  # a step of size 0 keeps all
 
 # %% [markdown]
 # Now the lanes. Which sixteen numbers should be neighbours? Not the states of a channel: their sum
@@ -300,17 +283,22 @@ def sixteen_channels(x, delta, A_per_octave, B, C, y, h, low, high):
             store(y, t * E + e, total)
 
 
-A_per_octave = np.ascontiguousarray(equations.per_octave(A).T)
-
-
-def one_thread(x, delta, A_per_octave, B, C):
+# %%
+def on_threads(x, delta, A_per_octave, B, C, count, share):
     y, h = np.empty_like(x), np.zeros_like(A_per_octave)
-    sixteen_channels(x, delta, A_per_octave, B, C, y, h, 0, E)
+
+    def work(member):
+        channels = share(E, member.size, member.rank)
+        sixteen_channels(x, delta, A_per_octave, B, C, y, h, *channels)
+
+    threads.run_team(work, count)
     return y
 
 
-assert E % WIDTH == 0
-rung("sixteen channels at once", one_thread, x, delta, A_per_octave, B, C, repeats=20)
+# %%
+A_per_octave = np.ascontiguousarray(equations.per_octave(A).T)
+inputs = x, delta, A_per_octave, B, C
+ladder.rung("sixteen channels at once", on_threads, *inputs, 1, lambda *_: (0, E), repeats=20)
 
 # %% [markdown]
 # ## How fast could it be?
@@ -354,22 +342,27 @@ def powers_alone(steps, rates, times):
             store(rates, i, equations.decay(load(steps, i), load(rates, i)))
 
 
+# %%
 powers_alone(delta[0], A_per_octave[0].copy(), 1)
-arithmetic = 1e9 * seconds(powers_alone, delta[0], A_per_octave[0].copy(), 2000) / (2000 * E)
+arithmetic = seconds(powers_alone, delta[0], A_per_octave[0].copy(), 2000) / (2000 * E)
 source = np.ones(2**24, np.float32)
 bandwidth = 2 * source.nbytes / seconds(np.copyto, np.empty_like(source), source, repeats=5)
-whole = (fused_bytes(L, E, N) + 6 * 4 * L * E * N) / (L * E * N)
 fused = fused_bytes(L, E, N) / (L * E * N)
-memory_of_whole, memory_of_fused = (1e9 * one / bandwidth for one in (whole, fused))
-print(f"memory: {bandwidth / 1e9:.0f} GB/s; a power of two: {arithmetic:.2f} ns, one thread")
-print(f"whole arrays: {whole:.1f} bytes an update, {memory_of_whole:.2f} ns")
-print(f"fused:        {fused:.1f} bytes an update, {memory_of_fused:.2f} ns")
+whole = fused + 6 * 4  # bytes an update
+floors = {
+    "memory,\nfused": 1e9 * fused / bandwidth,
+    "powers of two,\none thread": 1e9 * arithmetic,
+    "memory,\nwhole arrays": 1e9 * whole / bandwidth,
+}
+print(f"{bandwidth / 1e9:.0f} GB/s; bytes an update: whole arrays {whole:.1f}, fused {fused:.1f}")
+print("ns an update:", {" ".join(k.split()): round(v, 3) for k, v in floors.items()})
 assert whole / fused > 25
 
 # %% [markdown]
-# Whole arrays are bound by the memory: no arithmetic, however clever, makes them faster than their
-# bytes. Fused, the bytes hardly count, and the powers of two are the limit. That is what fusing is
-# for: it turns a memory problem into an arithmetic one, and arithmetic can be shared among cores.
+# However clever the arithmetic, whole arrays never take less time than their bytes. Fused, the
+# bytes hardly count, and the powers of two are the limit. That is what fusing is for: it turns a
+# memory problem into an arithmetic one, and arithmetic can be shared among cores that share one
+# memory.
 #
 # ## Threads
 #
@@ -402,70 +395,46 @@ check("10c", whole_lines)
 
 # %% [markdown]
 # Compiled with `nogil`, the kernel lets other Python threads run meanwhile, so plain threads are
-# enough. `run_team` keeps them ready and gives each its rank.
+# enough. `run_team`, which we have used with one thread so far, keeps them ready and gives each
+# its rank.
 
 
 # %%
-def all_threads(x, delta, A_per_octave, B, C):
-    y, h = np.empty_like(x), np.zeros_like(A_per_octave)
-
-    def work(member):
-        channels = whole_lines(E, member.size, member.rank)
-        sixteen_channels(x, delta, A_per_octave, B, C, y, h, *channels)
-
-    threads.run_team(work)
-    return y
-
-
-def package(x, delta, A, B, C):
-    return ops.selective_scan(x.T[None], delta.T[None], A, B.T[None], C.T[None])[0].T
-
-
 print(threads.get_num_threads(), "threads")
-rung("... on all threads", all_threads, x, delta, A_per_octave, B, C, repeats=20)
-rung("mamba_np.ops.selective_scan", package, x, delta, A, B, C, repeats=20)
+ladder.rung("sixteen, on all threads", on_threads, *inputs, None, whole_lines, repeats=20)
+channels_first = x.T[None], delta.T[None], A, B.T[None], C.T[None]  # mamba-ssm's order
+ladder.rung(
+    "mamba_np.ops.selective_scan", lambda: ops.selective_scan(*channels_first)[0].T, repeats=20
+)
 
 # %% [markdown]
 # The last rung is the package's kernel, behind a function with the arguments of mamba-ssm's. It is
-# the loop above with three more ideas: sixteen channels go through 64 steps before the next
-# sixteen, so that their states stay in the first-level cache; four states are advanced in turns,
-# because each power is a chain of a dozen operations that wait for one another; and the rows that
-# come next are asked for in advance.
+# the loop above with three more ideas. Sixteen channels go through 64 steps before the next
+# sixteen, so that their states stay in the first-level cache. Four states are advanced in turns,
+# because each power is a chain of a dozen operations that wait for one another. And the rows that
+# come next are asked for in advance. These are the small steps near the end of a ladder: on a busy
+# machine, or for a short text, you may not see them, and checking the arguments costs something,
+# too.
 
 # %% tags=["heart"]
-names, cost = list(ladder), np.array(list(ladder.values()))
-fig, ax = plt.subplots(figsize=(8.4, 3.8), layout="constrained")
-ax.barh(names, cost, color=[GREY, GREY, ORANGE, ORANGE, BLUE, BLUE, GREEN], height=0.62)
-for i, one in enumerate(cost):
-    ax.text(one * 1.06, i, f"{one:.2g} ns, {cost[0] / one:.3g}x", va="center", fontsize=8)
-for floor, text, color in (
-    (memory_of_fused, "memory,\nfused", GREY),
-    (arithmetic, "powers of two,\none thread", "black"),
-    (memory_of_whole, "memory,\nwhole arrays", GREY),
-):
-    ax.axvline(floor, color=color, lw=1, ls="--")
-    ax.text(floor, -0.62, f" {text}", color=color, fontsize=7.5, va="bottom")
-ax.set(
-    xscale="log", xlabel="nanoseconds for each update (t, e, n); less is better", ylim=(6.6, -1.3)
-)
-ax.set_xlim(memory_of_fused / 2, cost.max() * 4)
-ax.set_title("The same numbers seven times; dashed: no faster than this")
+fig, ax = plt.subplots(figsize=(8.4, 3.9), layout="constrained")
+ladder.draw(ax, floors)
+ax.set_title("The same numbers, seven times. Dashed: no faster than this")
 plt.show()
 
 # %% [markdown]
-# Read it from the top. NumPy starts near what whole arrays can do at best on this memory.
-# Compiling alone brings little as long as the numbers are walked in the wrong order, and even in
-# the right order one `exp` at a time is slow. The large step is the vector with its own
-# exponential: it brings the scan to the limit of the arithmetic. Only threads go beyond that line,
-# since each has a line of its own.
+# Read it from the top. NumPy pays for each number more than once: it goes to memory and back
+# between any two operations. Compiling alone brings little as long as the numbers are walked in
+# the wrong order, and in the right order one `exp` at a time is what takes the time. The large
+# step is the vector with an exponential of its own. Above the powers of two there are now only the
+# multiplications, the loads and the stores of the update itself. Threads divide all of this, where
+# there are cores to spare: with many of them a bar can pass the line of one thread.
 #
-# How far are you from the floor on your machine? And what would be next?
+# How far are you from that line, on your machine?
 
 # %%
-threads_used = threads.get_num_threads()
-print(
-    f"the last rung takes {cost[-1] / (arithmetic / threads_used):.1f} times as long as its powers of two"
-)
+cost, share_of_power = list(ladder.cost.values()), 1e9 * arithmetic / threads.get_num_threads()
+print(f"the last rung takes {cost[-1] / share_of_power:.1f} times as long as its powers of two")
 print(f"from the first rung to the last: {cost[0] / cost[-1]:.0f} times as fast")
 
 # %% [markdown]

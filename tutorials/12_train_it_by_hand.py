@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import mamba_np as mm
-from lesson import check, show
+from lesson import check, learning, show
 from mamba_np import backward, equations, ops, plot, reference
 from mamba_np.lora import count_trainable
 from mamba_np.training import AdamW, clip_by_global_norm, training_step
@@ -38,7 +38,6 @@ from mamba_np.training.tasks import accuracy, induction_heads
 
 plt.style.use(plot.STYLE)
 rng = np.random.default_rng(0)
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
 # %% [markdown]
 # ## Nudge one input
@@ -55,10 +54,10 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 
 
 # %%
-def read(x, delta):
+def read(x, delta, A=-1.0):
     """One channel, one number of state: x (L), delta (L) -> y (L)."""
     ones = np.ones((1, len(x), 1))
-    arrays = x[None, :, None], delta[None, :, None], -np.ones((1, 1)), ones, ones
+    arrays = x[None, :, None], delta[None, :, None], A * np.ones((1, 1)), ones, ones
     return reference.selective_scan(*arrays, np.zeros((1, 1, 1)))[0].ravel()
 
 
@@ -69,22 +68,11 @@ def nudge(f, array, eps=1e-6):
     return np.reshape(slopes, array.shape + np.shape(slopes[0]))
 
 
-even, gate = np.full(24, 0.15), np.full(24, 0.15)
-gate[14] = 4  # one token opens wide
+even = np.full(24, 0.15)
+gate = np.where(np.arange(24) == 14, 4, even)  # one token opens wide
 x = rng.standard_normal(24)
-slopes = {name: nudge(lambda x, d=d: read(x, d), x) for name, d in (("even", even), ("gate", gate))}
-
-# %%
-fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), sharey=True, layout="constrained")
-for name, color, marker in (("even", BLUE, "o-"), ("gate", ORANGE, "s-")):
-    left.plot(slopes[name][4], marker, color=color, ms=3)
-    right.plot(slopes[name][:, 23], marker, color=color, ms=3)
-left.set(title="what input 4 does to each output", xlabel="output t", ylabel="slope $dy_t/dx_s$")
-right.set(title="what each input does to output 23", xlabel="input s")
-left.text(15, 0.045, "step sizes all 0.15", color=BLUE)
-left.text(15.2, 0.006, "token 14 opens\nand overwrites", color=ORANGE)
-right.text(1, 0.035, "nothing before\ntoken 14 matters", color=ORANGE)
-right.annotate("its own gradient\nis the large one", (14.2, 0.26), (1, 0.2), color=ORANGE, arrowprops={"arrowstyle": "-", "color": ORANGE})
+even_slopes, gate_slopes = (nudge(lambda x, d=d: read(x, d), x) for d in (even, gate))
+learning.draw_slopes(even_slopes, gate_slopes, source=4, end=23)
 plt.show()
 
 # %% [markdown]
@@ -93,14 +81,14 @@ plt.show()
 #
 # Training needs the right picture: **one** result, the loss, and its slope with respect to every
 # number that might be changed. Nudging costs two runs for each number. The bundled stories model
-# has 2,296,896 of them. The backward pass gets all slopes for about the price of two more runs. It
+# has 2,296,896 of them. The backward pass gets all slopes for the price of a few runs. It
 # is the chain rule, applied in the right order.
 
 # %%
 stories = mm.MambaForCausalLM.from_pretrained(mm.bundled_model_path())
 print(f"by nudging: {2 * stories.num_parameters():,} runs of the model for one step of training")
 assert stories.num_parameters() == 2_296_896
-assert np.allclose(slopes["gate"][:14, 23], 0, atol=1e-2) and slopes["gate"][14, 23] > 0.2
+assert gate_slopes[:14, 23].max() < 0.001 < even_slopes[0, 23]
 
 # %% [markdown]
 # ## The adjoint: the same recurrence, backwards
@@ -167,8 +155,8 @@ print("the same by nudging it:     ", by_nudging("h").ravel()[:4])
 np.testing.assert_allclose(first, by_nudging("h"), rtol=1e-7, atol=1e-8)
 
 # %% [markdown]
-# `recurrence` is the loop of the forward pass, used twice. So the backward pass of a scan is a scan,
-# and all that notebook 04 taught holds for it: it can be done in parallel, and in chunks.
+# `recurrence` is the loop of the forward pass, used twice. So the backward pass of a scan is a
+# scan, and all that notebook 04 taught holds for it: it can be done in parallel, and in chunks.
 #
 # ## One step, and its five inputs
 #
@@ -227,32 +215,28 @@ check("12a", d_step_size)
 
 # %%
 exact = backward.d_selective_scan(dy, **inputs)
-sizes = np.logspace(-11, 0, 23)
-errors = {}
-for dtype in (np.float64, np.float32):
-    found = [by_nudging("delta", eps, dtype) for eps in sizes]
-    errors[dtype] = [np.abs(one - exact.delta).max() / np.abs(exact.delta).max() for one in found]
 
-# %%
-fig, ax = plt.subplots(figsize=(6, 2.9), layout="constrained")
-for dtype, color in ((np.float64, BLUE), (np.float32, ORANGE)):
-    ax.loglog(sizes, errors[dtype], "o-", ms=3, color=color)
-ax.text(1e-9, 1e-8, "float64", color=BLUE)
-ax.text(3e-8, 4, "float32", color=ORANGE)
-ax.text(3e-2, 2e-6, "too large:\nthe curve bends", color=GREY)
-ax.text(2e-11, 3e-11, "too small: the two losses agree\nin nearly all their digits", color=GREY)
-ax.set(xlabel="size of the nudge", ylabel="error, relative", ylim=(1e-11, 1e2))
+
+def error(eps, dtype):
+    found = by_nudging("delta", eps, dtype)
+    return np.abs(found - exact.delta).max() / np.abs(exact.delta).max()
+
+
+sizes = np.logspace(-11, 0, 23)
+in_float64, in_float32 = ([error(eps, t) for eps in sizes] for t in (np.float64, np.float32))
+learning.draw_errors(sizes, in_float64, in_float32)
 plt.show()
 
 # %% [markdown]
 # A large nudge sees the bend of the curve: the error falls with the square of its size. A small one
 # subtracts two numbers that are nearly the same, and what is left is rounding. In between float64
-# leaves nine digits or more, float32 three, and three do not convict: a gradient with a small
-# mistake in it passes. This is why the judge works in float64. It also shows that the derivation
-# holds: at the best nudge nothing but rounding is left.
+# leaves nine digits or more. float32 leaves five at best, and two where the nudge is chosen a
+# little wrong, which does not convict: a gradient with a small mistake in it passes. This is why
+# the judge works in float64. It also shows that the derivation holds: at the best nudge nothing but
+# rounding is left.
 
 # %%
-assert min(errors[np.float64]) < 1e-8 < 1e-5 < min(errors[np.float32])
+assert min(in_float64) < 1e-8 < 1e-6 < min(in_float32)
 for name in inputs:
     np.testing.assert_allclose(getattr(exact, name), by_nudging(name), rtol=1e-6, atol=1e-8)
 
@@ -351,31 +335,30 @@ for name, found in gradients.items():
 # ## Can the state overflow, or turn into NaN?
 #
 # Readers ask ([mamba#6](https://github.com/state-spaces/mamba/issues/6)), and the formulas answer.
-# $A$ is negative and $\Delta$ positive, so every $\bar A$ lies between 0 and 1. A number of the state
-# is the sum of what was written, each part shrunk by all later steps:
+# $A$ is negative and $\Delta$ positive, so every $\bar A$ lies between 0 and 1. A number of the
+# state is the sum of what was written, each part shrunk by all later steps:
 #
 # $$|h_t| \;\le\; \sum_s \Delta_s\, e^{-|A|(\Delta_{s+1} + \dots + \Delta_t)}\,|B_s x_s|
 # \;\le\; \Big(\frac{1}{|A|} + \Delta_{\max}\Big)\,\max_s |B_s x_s|$$
 #
-# (The sum is that of rectangles under the curve $e^{-|A|\tau}$, whose area is $1/|A|$.) There is no L
-# in the bound: no text is long enough to overflow the state. Gradients are multiplied by the same
-# $\bar A$ on their way back: they can fade, and never grow from step to step. Were $A$ positive, both
-# would explode; this is why the model learns $A_{\log}$, and $A = -e^{A_{\log}}$.
+# (The sum is that of rectangles under the curve $e^{-|A|\tau}$, whose area is $1/|A|$.) There is no
+# L in the bound: no text is long enough to overflow the state. Gradients are multiplied by the same
+# $\bar A$ on their way back: they can fade, and never grow from step to step. Were $A$ positive,
+# both would explode; this is why the model learns $A_{\log}$, and $A = -e^{A_{\log}}$.
 
 # %%
-long = 200_000
-steps = rng.uniform(0, 2, (1, long, 1))
-ones = np.ones((1, long, 1))
+ones, steps = np.ones(200_000), rng.uniform(0, 2, 200_000)
 for rate in (-0.01, -1.0, 0.01):
+    bound = 1 / abs(rate) + steps.max()
     with np.errstate(over="ignore", invalid="ignore"):
-        h_end = reference.selective_scan(ones, steps, np.full((1, 1), rate), ones, ones, np.zeros((1, 1, 1)))[1]
-    print(f"A = {rate:g}: after {long:,} tokens h = {h_end.item():.4g}, bound {1 / abs(rate) + 2:.4g}")
-    assert (abs(h_end.item()) <= 1 / abs(rate) + 2) == (rate < 0)
+        last = read(ones, steps, A=rate)[-1]  # C is 1: the state itself
+    print(f"A = {rate:g}: after {len(ones):,} tokens h = {last:.4g}, bound {bound:.4g}")
+    assert (last <= bound) == (rate < 0)
 
 # %% [markdown]
-# What does go wrong is the arithmetic around it. The reader of mamba#6 kept the parameters in
-# bfloat16, and the authors' advice was float32. A step of training moves a weight by a
-# ten-thousandth, and a 16-bit number near 1 has no room for that: the weight stays where it was.
+# What does go wrong is the arithmetic around it. In mamba#6 the parameters were in bfloat16, and
+# the advice was to keep them in float32. A step of training may move a weight by a ten-thousandth,
+# and a 16-bit number near 1 has no room for that: the weight stays where it was.
 
 # %%
 assert np.float16(1) + np.float16(1e-4) == np.float16(1)
@@ -387,8 +370,8 @@ assert np.float32(1) + np.float32(1e-4) > np.float32(1)
 # The other steps of a block (norm, convolution, projections, gate) have short derivatives, each in
 # `mamba_np/backward.py`. Chained from the loss back to the embeddings they are
 # `loss_and_gradients(model, input_ids, labels)`: the loss, and the gradient of every parameter by
-# its name. The judge looks at one parameter of a small model in float64: the bias that sets the step
-# sizes.
+# its name. The judge looks at one parameter of a small model in float64: the bias that sets the
+# step sizes.
 
 # %%
 SPECIAL, LENGTH = 7, 32  # eight tokens, 0 to 7
@@ -396,26 +379,17 @@ SPECIAL, LENGTH = 7, 32  # eight tokens, 0 to 7
 
 def new_model(selective=("delta", "B", "C"), dtype="float32"):
     """One block of 32 channels with steps that begin wide open, its numbers drawn at random."""
-    config = mm.MambaConfig(
-        vocab_size=SPECIAL + 1,
-        hidden_size=32,
-        state_size=8,
-        num_hidden_layers=1,
-        conv_kernel=2,
-        time_step_min=0.1,
-        time_step_max=1.0,
-        initializer_range=0.02,
-        rescale_prenorm_residual=True,
-        selective=selective,
-    )
+    sizes = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 1, "conv_kernel": 2}
+    start = {"time_step_min": 0.1, "time_step_max": 1.0, "initializer_range": 0.02}
+    config = mm.MambaConfig(vocab_size=SPECIAL + 1, selective=selective, **sizes, **start)
     return mm.MambaForCausalLM(config, rng=2, dtype=dtype).make_writeable()
 
 
 judged = new_model(dtype="float64")
 ids, labels = induction_heads(np.random.default_rng(1), batch=4, length=LENGTH, vocab_size=8)
 _, gradients = mm.loss_and_gradients(judged, ids, labels)
-bias = judged.state_dict()["backbone.layers.0.mixer.dt_proj.bias"]
-start = bias.copy()
+name = "backbone.layers.0.mixer.dt_proj.bias"
+bias = judged.state_dict()[name]
 
 
 def loss_with_bias(value):
@@ -423,8 +397,8 @@ def loss_with_bias(value):
     return judged(ids, labels=labels).loss
 
 
-found = gradients["backbone.layers.0.mixer.dt_proj.bias"]
-np.testing.assert_allclose(nudge(loss_with_bias, start, 1e-5), found, rtol=1e-5, atol=1e-9)
+found = gradients[name]
+np.testing.assert_allclose(nudge(loss_with_bias, bias.copy(), 1e-5), found, rtol=1e-5, atol=1e-9)
 print(f"{judged.num_parameters():,} gradients in one backward pass, {found.size} of them judged")
 
 # %% [markdown]
@@ -437,7 +411,7 @@ print(f"{judged.num_parameters():,} gradients in one backward pass, {found.size}
 # %%
 print(*ids[0, :-1], "-> ", ids[0, -1])
 place = ids[0].tolist().index(SPECIAL)
-assert ids[0, place + 1] == ids[0, -1] and labels[0, -1] == ids[0, -1]
+assert ids[0, place + 1] == ids[0, -1] == labels[0, -1]
 
 untrained = new_model()
 fresh = untrained.trace(ids[0, :-1], capture=("delta", "delta_geometric_mean"))
@@ -445,16 +419,18 @@ print("step sizes:", fresh.delta_geometric_mean[0, :5].round(3), "...")
 print("half-lives in tokens:", equations.half_life(fresh.delta_geometric_mean[0, 0], fresh.A[0, 0]))
 
 # %% [markdown]
-# This model begins with step sizes near 0.3 at *every* token, ten times as open as usual. What is
-# written is overwritten within two tokens, and the answer is long gone when it is asked for. To
-# succeed, training has to discover two things that nobody tells it: close on noise, and open for the
-# one token that follows the special one. (A single block can know which that is: its convolution of
-# width 2 shows each token its left neighbour.)
+# Published models begin with step sizes between 0.001 and 0.1; this one with some between 0.1 and
+# 1, the same at *every* token. Of what is written half is gone after two tokens at most, and the
+# answer has faded long before it is asked for. To succeed, training has to discover two things that
+# nobody tells it: close on noise, and stay open for the one token that follows the special one. (A
+# single block can know which that is: its convolution of width 2 shows each token its left
+# neighbour.)
 #
-# The loop of training is four lines. `clip_by_global_norm` shortens a gradient that is too long, and
-# `AdamW` makes each number's step about equally large, whatever the size of its gradient. To see
-# whether selection does it, a second model learns from the same batches with $\Delta$ held fixed: a
-# number that is learned, but the same at all tokens. It still has $B$ and $C$ that follow the input.
+# The loop of training is four lines. `clip_by_global_norm` shortens a gradient that is too long,
+# and `AdamW` makes each number's step about equally large, whatever the size of its gradient. To
+# see whether selection does it, a second model learns from the same batches with $\Delta$ held
+# fixed: a number that is learned, but the same at all tokens. It still has $B$ and $C$ that follow
+# the input.
 
 # %%
 examples, answers = induction_heads(np.random.default_rng(99), 256, LENGTH, SPECIAL + 1)
@@ -477,7 +453,7 @@ def train(model, steps=150):
             seen = np.mean([step_sizes(model, row[:-1]) for row in examples[:20]], axis=0)
             history.append([step, out.loss, accuracy(out.logits, answers), *seen])
         ids, labels = induction_heads(batches, 32, int(batches.integers(8, 33)), SPECIAL + 1)
-        loss, gradients = mm.loss_and_gradients(model, ids, labels)
+        _, gradients = mm.loss_and_gradients(model, ids, labels)
         clip_by_global_norm(gradients, 1.0)
         optimiser.update(gradients)
     return model, np.array(history).T
@@ -487,34 +463,23 @@ model, history = train(new_model())
 fixed, control = train(new_model(selective=("B", "C")))
 
 # %% tags=["heart"]
-fig, (left, middle, right) = plt.subplots(1, 3, figsize=(8, 3), layout="constrained")
-for (step, nats, share, *_), color in ((control, GREY), (history, BLUE)):
-    left.plot(step, nats, color=color)
-    middle.plot(step, 100 * share, color=color)
-left.axhline(np.log(7), color=GREY, ls=":", lw=0.8)
-left.text(150, 2.08, "guessing, ln 7", color=GREY, ha="right")
-left.text(62, 0.6, "$\\Delta$ follows\nthe input", color=BLUE)
-left.text(150, 1.35, "$\\Delta$ fixed", color=GREY, ha="right")
-left.set(title="loss of the answer, nats", xlabel="step of training", ylim=(0, 2.3))
-middle.set(title="right answers, %", xlabel="step of training", ylim=(0, 105))
-for delta, name, color in zip(history[3:], ("special", "next", "noise"), (GREEN, ORANGE, BLUE), strict=True):
-    right.semilogy(step, delta, color=color)
-    right.text(153, delta[-1], name, color=color, va="center")
-right.set(title="step size $\\Delta$ at each kind of token", xlabel="step of training", xlim=(0, 190))
+learning.draw_training(history, control)
 plt.show()
 
 # %% [markdown]
-# For thirty steps nothing seems to happen. Then the step sizes part, and *with them* the loss falls.
-# On noise they shrink, so the state keeps what it has; at the token after the special one they stay
-# open, and that token is written. Nobody asked for this. It is what the gradient of 12a adds up to:
-# noise that overwrote the answer was blamed for it, thousands of times. With $\Delta$ fixed the same
-# batches teach far less.
+# For thirty steps nothing seems to happen. Then the step sizes part, and *with them* the loss
+# falls. On noise they shrink, so the state keeps what it has; at the token after the special one
+# they stay open, and that token is written. Nobody asked for this. It is what the gradient of 12a
+# adds up to: noise that overwrote the answer was blamed for it, thousands of times. With $\Delta$
+# fixed the same batches teach far less.
 
 # %%
-assert history[2, -1] > 0.99 and history[1, -1] < 0.1  # right answers, loss
+assert history[1, -1] < 0.1  # nats
+assert history[2, -1] > 0.99  # of the answers are right
 assert control[2, -1] < history[2, -1] - 0.2
-special, following, noise = history[3:, -1]
-print(f"next to noise: {following / noise:.1f} times, at the start {history[4, 0] / history[5, 0]:.2f}")
+_, first, nothing = history[3:, 0]
+_, following, noise = history[3:, -1]
+print(f"after / noise: {first / nothing:.2f} at the start, {following / noise:.1f} at the end")
 assert following > 2 * noise
 
 # %% [markdown]
@@ -522,36 +487,24 @@ assert following > 2 * noise
 # places, the model can be asked at lengths it has never seen.
 
 # %%
-row = examples[0, :-1]
-captured = {"capture": ("delta_geometric_mean",)}
-before, after = (one.trace(row, **captured).delta_geometric_mean[0] for one in (untrained, model))
-place = row.tolist().index(SPECIAL)
-
-fig, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
-colors = [ORANGE if t == place + 1 else GREEN if token == SPECIAL else BLUE for t, token in enumerate(row)]
-ax.bar(range(LENGTH), after, color=colors)
-ax.step(range(LENGTH), before, where="mid", color=GREY)
-ax.text(LENGTH - 0.3, before[-1], "before", color=GREY, va="center")
-ax.set_xticks(range(LENGTH), row)
-ax.set(xlabel="token", ylabel="step size $\\Delta$")
+row, capture = examples[0, :-1], ("delta_geometric_mean",)
+old, new = (one.trace(row, capture=capture).delta_geometric_mean[0] for one in (untrained, model))
+learning.draw_text(row, old, new, SPECIAL)
 plt.show()
 
 # %%
-for name, one in (("delta follows the input", model), ("delta fixed", fixed)):
-    print(f"{name:>23}:", end="")
-    for length in (16, 64, 256, 1024):
-        longer = induction_heads(np.random.default_rng(length), 64, length, SPECIAL + 1)
-        share = accuracy(one(longer[0]).logits, longer[1])
-        print(f"  {share:4.0%} at {length:,}", end="")
-        assert one is fixed or length > 64 or share > 0.95
-    print()
+for length in (16, 64, 256, 1024):
+    ids, labels = induction_heads(np.random.default_rng(length), 64, length, SPECIAL + 1)
+    right, control_right = (accuracy(one(ids).logits, labels) for one in (model, fixed))
+    print(f"length {length:5,}: {right:4.0%} right; with delta fixed {control_right:4.0%}")
+    assert right > 0.95 or length > 64
 
 # %% [markdown]
 # ## When a number breaks
 #
-# In a real run the four lines are `training_step`. It does one thing more: it looks whether loss and
-# gradients are finite before it touches a weight. If they are not, you are told where the trouble
-# began, and the weights are those of the step before.
+# In a real run the four lines are `training_step`. It does one thing more: it looks whether loss
+# and gradients are finite before it touches a weight. If they are not, you are told where the
+# trouble began, and the weights are those of the step before.
 
 # %%
 broken = new_model()
@@ -564,9 +517,9 @@ except mm.MambaError as error:
 # %% [markdown]
 # ## Fine-tune a language model: LoRA
 #
-# A trained model can be taught a new habit by changing little. LoRA
-# ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) leaves every matrix $W$ (outputs, inputs) as it is
-# and adds a product of two thin ones to it:
+# A trained model can be taught a new habit by changing little. LoRA ([Hu et al.
+# 2021](https://arxiv.org/abs/2106.09685)) leaves every matrix $W$ (outputs, inputs) as it is and
+# adds a product of two thin ones to it:
 #
 # $$W' = W + \frac{\alpha}{r}\,B\,A, \qquad B: \text{outputs} \times r, \quad A: r \times
 # \text{inputs}$$
@@ -590,17 +543,14 @@ for modules in (["in_proj", "x_proj", "out_proj"], ["in_proj", "out_proj"], ["x_
 # %%
 tokenizer = mm.AutoTokenizer.from_pretrained(mm.bundled_model_path())
 people, things = ("king", "fox", "tailor", "witch"), ("a ring", "an egg", "a key")
-tales = [
-    {"text": f"Once upon a time a {one} found {thing}. But the moon said no, and that was that."}
-    for one in people
-    for thing in things
-]
+end = "But the moon said no, and that was that."
+tales = [f"Once upon a time a {one} found {it}. {end}" for one in people for it in things]
 folder = tempfile.TemporaryDirectory()
 trainer = mm.SFTTrainer(
     model=stories,
     processing_class=tokenizer,
     args=mm.SFTConfig(folder.name, max_steps=24, learning_rate=1e-2, logging_steps=4, seed=0),
-    train_dataset=tales,
+    train_dataset=[{"text": tale} for tale in tales],
     peft_config=mm.LoraConfig(r=4, target_modules=["in_proj", "x_proj", "out_proj"]),
 )
 prompt = tokenizer("Once upon a time", return_tensors="np")["input_ids"]
@@ -613,11 +563,13 @@ losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entr
 print("loss:", np.round(losses, 2))
 assert losses[-1] < losses[0] / 4
 for one in (stories, trainer.model):
-    print(repr(tokenizer.decode(one.generate(prompt, max_new_tokens=24)[0], skip_special_tokens=True)))
+    print(
+        repr(tokenizer.decode(one.generate(prompt, max_new_tokens=24)[0], skip_special_tokens=True))
+    )
 
 # %% [markdown]
-# `save_model` writes the adapter alone, in PEFT's two files. Anybody who has the model can load them,
-# here or in PEFT.
+# `save_model` writes the adapter alone, in PEFT's two files. Anybody who has the model can load
+# them, here or in PEFT.
 
 # %%
 trainer.save_model(folder.name)
@@ -629,8 +581,8 @@ assert np.array_equal(loaded(prompt).logits, trainer.model(prompt).logits)
 # %% [markdown]
 # ### Exercise 12c
 # An adapter costs nothing at run time if it is added to the matrix once and for all. Write
-# `merged(W, A, B, alpha)`: the matrix $W'$. The rank is in the shapes. Leave `W` as it is: others may
-# be using it.
+# `merged(W, A, B, alpha)`: the matrix $W'$. The rank is in the shapes. Leave `W` as it is: others
+# may be using it.
 
 
 # %%
@@ -663,26 +615,20 @@ W = stories.state_dict()[f"{name}.weight"]
 W_merged = whole.state_dict()[f"{name}.weight"]
 np.testing.assert_allclose(with_adapter(W, A, B, alpha=8), W_merged, atol=1e-6)
 strengths = [np.linalg.svd(M, compute_uv=False) for M in (W, W_merged - W)]
-
-fig, ax = plt.subplots(figsize=(6, 2.7), layout="constrained")
-for values, color in zip(strengths, (GREY, ORANGE), strict=True):
-    ax.semilogy(np.arange(1, 193), values, ".", color=color)
-ax.text(100, 1.2 * strengths[0][70], "the matrix", color=GREY)
-ax.text(8, strengths[1][2], "its change: four directions", color=ORANGE, va="center")
-ax.text(60, 5 * strengths[1][60], "rounding of float32", color=ORANGE)
-ax.set(xlabel="number", ylabel="singular value")
+learning.draw_singular_values(*strengths)
 plt.show()
+assert W.shape == (768, 192)
 assert strengths[1][4] < 1e-4 * strengths[1][3]
 folder.cleanup()
 
 # %% [markdown]
-# The change of a matrix of 768 x 192 numbers has four directions and no more. That is why its file is
-# small, and why it can teach a habit but not a language.
+# The change of a matrix of 768 x 192 numbers has four directions and no more. That is why its file
+# is small, and why it can teach a habit but not a language.
 #
 # ## Read next
 #
 # - 13, *Ask why*: the same backward pass, asked about the tokens instead of the weights.
-# - `mamba_np/derivatives.py`, then `mamba_np/backward.py`: the whole way back, on two screens each.
+# - `mamba_np/derivatives.py`, then `mamba_np/backward.py`: the whole way back.
 #   `mamba_np/kernels/scan_backward.py` is the same scan compiled.
 # - [docs/selection.md](../docs/selection.md): the control of this notebook done at full size, for
 #   each of $\Delta$, $B$ and $C$.

@@ -63,13 +63,16 @@ class Relevance(NamedTuple):
     """The token whose logit this is."""
 
 
-def relevance(model: Any, ids: Any, token: int | None = None, at: int = -1) -> Relevance:
+def relevance(
+    model: Any, ids: Any, token: int | None = None, at: int = -1, *, rules: bool = True
+) -> Relevance:
     """Share one logit out among the tokens read, by MambaLRP's rules (arXiv:2406.07592).
 
     The gradient of the logit times the embeddings, where delta, B, C and norms count as constants,
     an activation as a factor, and both sides of the gate get half: then shares add up. ``ids`` is
     (L) or (1, L), ``at`` the position that predicts, and ``token`` the token predicted, the
-    likeliest unless given. Raises InputError for a bad argument.
+    likeliest unless given. Without ``rules`` it is the plain gradient times the embeddings, whose
+    shares do not add up: for comparison. Raises InputError for a bad argument.
     """
     ids, dtype = one_text(ids), model.compute_dtype
     params, config = convert(model.params, dtype), model.config
@@ -83,7 +86,7 @@ def relevance(model: Any, ids: Any, token: int | None = None, at: int = -1) -> R
     d_final = np.zeros_like(kept.final)
     d_final[0, at] = weights[chosen]
     x = kept.blocks[0][0] if kept.blocks else kept.x
-    d_x, layers, _ = d_blocks(d_final, params, config, kept, frozenset(DETACHABLE))
+    d_x, layers, _ = d_blocks(d_final, params, config, kept, frozenset(DETACHABLE if rules else ()))
     shares = np.zeros(ids.shape[1], dtype)
     shares[: at + 1] = (d_x * x)[0].sum(axis=-1)
     bias = 0.0

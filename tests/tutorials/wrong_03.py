@@ -30,7 +30,7 @@ WRONG = {
         (steps(0.0, 50.0, 20.0), "words before it are forgotten"),
         (steps(0.0, -50.0, 1.0), "turns time back"),
         (lambda ids: np.array([0.0, 50.0, 1.0]), "one step size for each"),
-        (lambda ids: ..., "stopped with TypeError"),
+        (lambda ids: ..., "replace the dots"),
     ],
     "03c": [
         (-4.6, "after a single one"),

@@ -69,7 +69,7 @@ def least_bytes(answer):
 @exercise("10c")
 def share(answer):
     """Ranges of channels: all of them, whole lines, as equal as can be."""
-    for E, threads in ((1536, 1), (1536, 2), (1536, 7), (48, 2), (40, 3), (32, 5)):
+    for E, threads in ((1536, 2), (1536, 1), (1536, 7), (48, 2), (40, 3), (32, 5)):
         shares = [answer(E, threads, rank) for rank in range(threads)]
         call = f"share({E}, {threads}, rank)"
         for one in shares:
