@@ -31,8 +31,7 @@ import numpy as np
 
 import mamba_np as mm
 from lesson import check, learning, show
-from mamba_np import backward, equations, ops, plot, reference
-from mamba_np.lora import count_trainable
+from mamba_np import backward, equations, lora, ops, plot, reference
 from mamba_np.training import AdamW, clip_by_global_norm, training_step
 from mamba_np.training.tasks import accuracy, induction_heads
 
@@ -70,8 +69,7 @@ def nudge(f, array, eps=1e-6):
 
 even = np.full(24, 0.15)
 gate = np.where(np.arange(24) == 14, 4, even)  # one token opens wide
-x = rng.standard_normal(24)
-even_slopes, gate_slopes = (nudge(lambda x, d=d: read(x, d), x) for d in (even, gate))
+even_slopes, gate_slopes = (nudge(lambda x, d=d: read(x, d), np.ones(24)) for d in (even, gate))
 learning.draw_slopes(even_slopes, gate_slopes, source=4, end=23)
 plt.show()
 
@@ -81,13 +79,13 @@ plt.show()
 #
 # Training needs the right picture: **one** result, the loss, and its slope with respect to every
 # number that might be changed. Nudging costs two runs for each number. The bundled stories model
-# has 2,296,896 of them. The backward pass gets all slopes for the price of a few runs. It
-# is the chain rule, applied in the right order.
+# has 2,296,896 of them. The backward pass gets all slopes for the price of a few runs. It is the
+# chain rule, applied in the right order.
 
 # %%
 stories = mm.MambaForCausalLM.from_pretrained(mm.bundled_model_path())
-print(f"by nudging: {2 * stories.num_parameters():,} runs of the model for one step of training")
-assert stories.num_parameters() == 2_296_896
+total = stories.num_parameters()
+print(f"{total:,} parameters: {2 * total:,} runs by nudging, for one step of training")
 assert gate_slopes[:14, 23].max() < 0.001 < even_slopes[0, 23]
 
 # %% [markdown]
@@ -111,21 +109,16 @@ assert gate_slopes[:14, 23].max() < 0.001 < even_slopes[0, 23]
 
 # %%
 L, E, N = 12, 3, 4
-inputs = {
-    "x": rng.standard_normal((1, L, E)),
-    "delta": rng.uniform(0.05, 1, (1, L, E)),
-    "A": -rng.uniform(0.2, 2, (E, N)),
-    "B": rng.standard_normal((1, L, N)),
-    "C": rng.standard_normal((1, L, N)),
-    "h": rng.standard_normal((1, E, N)),  # the state before the first token
-}
+shapes = {"x": (1, L, E), "delta": (1, L, E), "A": (E, N), "B": (1, L, N), "C": (1, L, N)}
+shapes["h"] = (1, E, N)  # the state before the first token
+inputs = {name: rng.uniform(-1, 1, shape) for name, shape in shapes.items()}
+inputs |= {"delta": np.abs(inputs["delta"]), "A": 2 * -np.abs(inputs["A"])}
 dy = rng.standard_normal((1, L, E))
 
 
 def loss(**changed):
     """Return a loss whose gradient with respect to y is dy."""
-    y, _ = reference.selective_scan(**inputs | changed)
-    return np.sum(dy * y)
+    return np.sum(dy * reference.selective_scan(**inputs | changed)[0])
 
 
 def by_nudging(name, eps=1e-6, dtype=np.float64):
@@ -150,8 +143,7 @@ def walk(dy, h):
 
 before, dh = walk(dy, h)
 first = A_bar[:, 0] * dh[:, 0]  # from the state after token 0 to the one before it
-print("gradient of the first state:", first.ravel()[:4])
-print("the same by nudging it:     ", by_nudging("h").ravel()[:4])
+print(first.ravel()[:3], "by nudging:", by_nudging("h").ravel()[:3])
 np.testing.assert_allclose(first, by_nudging("h"), rtol=1e-7, atol=1e-8)
 
 # %% [markdown]
@@ -215,15 +207,14 @@ check("12a", d_step_size)
 
 # %%
 exact = backward.d_selective_scan(dy, **inputs)
-
-
-def error(eps, dtype):
-    found = by_nudging("delta", eps, dtype)
-    return np.abs(found - exact.delta).max() / np.abs(exact.delta).max()
-
-
 sizes = np.logspace(-11, 0, 23)
-in_float64, in_float32 = ([error(eps, t) for eps in sizes] for t in (np.float64, np.float32))
+
+
+def errors(dtype):
+    return [np.abs(by_nudging("delta", eps, dtype) - exact.delta).max() for eps in sizes]
+
+
+in_float64, in_float32 = errors(np.float64), errors(np.float32)
 learning.draw_errors(sizes, in_float64, in_float32)
 plt.show()
 
@@ -243,10 +234,10 @@ for name in inputs:
 # %% [markdown]
 # ### Exercise 12b
 # Here is a gradient of $A$ for one channel, written in a hurry. One factor is missing. The first
-# line of ratios convicts it, but says little: each ratio is a mean over twelve tokens. So make the
-# case smaller until a ratio is a number that you know. In the second line the state begins empty
-# and only the output of token 1 counts. Token 0 then finds an empty state, later tokens have no
-# blame, and what is left is token 1 alone. Which quantity of its step do the four ratios show?
+# line of ratios convicts it, but says little: each ratio mixes twelve tokens. So make the case
+# smaller until a ratio is a number that you know. In the second line the state begins empty and
+# only the output of token 1 counts. Token 0 then finds an empty state, later tokens have no blame,
+# and what is left is token 1 alone. Which quantity of its step do the four ratios show?
 #
 # Return the right gradient from `repaired(dh, h, delta, A)`: `dh` and `h`, the states *before* each
 # step, are (L, N), `delta` is (L) and `A` (N); the result is (N).
@@ -296,8 +287,8 @@ np.testing.assert_allclose(mended, exact.A[0])
 #
 # "Did you have the code of selective_scan_fwd and selective_scan_bwd in Python?" asked a reader of
 # the authors' repository ([mamba#131](https://github.com/state-spaces/mamba/issues/131)); they had
-# not. Here it is, with your two results in it: `d_exponent` is $g\,\bar A\,h'$, and `d_delta` is
-# what you wrote in 12a.
+# not. Here it is. `_states` walks forwards and `_d_states` backwards, as `walk` did. Your two
+# results are in it: `d_exponent` is $g\,\bar A\,h'$, and `d_delta` is what you wrote in 12a.
 
 # %%
 show(backward.d_selective_scan)
@@ -316,18 +307,16 @@ show(backward.d_selective_scan)
 # %%
 shapes = {"u": (2, E, L), "delta": (2, E, L), "A": (E, N), "B": (2, N, L), "C": (2, N, L)}
 shapes |= {"D": (E,), "z": (2, E, L), "delta_bias": (E,)}
-operands = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
-operands["A"] = -np.abs(operands["A"])
+operands = {name: -rng.uniform(0, 2, shape) for name, shape in shapes.items()}
 dy2 = rng.standard_normal((2, E, L))
 
 
-def loss_of_operator(name, value):
+def loss_with(name, value):
     return np.sum(dy2 * ops.selective_scan(**operands | {name: value}, delta_softplus=True))
 
 
-gradients = ops.selective_scan_backward(dy2, **operands, delta_softplus=True)
-for name, found in gradients.items():
-    slope = nudge(lambda value, name=name: loss_of_operator(name, value), operands[name])
+for name, found in ops.selective_scan_backward(dy2, **operands, delta_softplus=True).items():
+    slope = nudge(lambda value, name=name: loss_with(name, value), operands[name])
     print(f"{name:>10} {found.shape!s:>11}  differs by {np.abs(found - slope).max():.0e}")
     np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-7)
 
@@ -342,9 +331,9 @@ for name, found in gradients.items():
 # \;\le\; \Big(\frac{1}{|A|} + \Delta_{\max}\Big)\,\max_s |B_s x_s|$$
 #
 # (The sum is that of rectangles under the curve $e^{-|A|\tau}$, whose area is $1/|A|$.) There is no
-# L in the bound: no text is long enough to overflow the state. Gradients are multiplied by the same
-# $\bar A$ on their way back: they can fade, and never grow from step to step. Were $A$ positive,
-# both would explode; this is why the model learns $A_{\log}$, and $A = -e^{A_{\log}}$.
+# L in the bound: no text is long enough to overflow the state. On their way back gradients are
+# multiplied by the same $\bar A$, which can make them fade, and never grow. Were $A$ positive, both
+# would explode; this is why the model learns $A_{\log}$, and $A = -e^{A_{\log}}$.
 
 # %%
 ones, steps = np.ones(200_000), rng.uniform(0, 2, 200_000)
@@ -361,8 +350,7 @@ for rate in (-0.01, -1.0, 0.01):
 # and a 16-bit number near 1 has no room for that: the weight stays where it was.
 
 # %%
-assert np.float16(1) + np.float16(1e-4) == np.float16(1)
-assert np.float32(1) + np.float32(1e-4) > np.float32(1)
+assert np.float16(1) + np.float16(1e-4) == 1 < np.float32(1) + np.float32(1e-4)
 
 # %% [markdown]
 # ## From the scan to the model
@@ -397,9 +385,9 @@ def loss_with_bias(value):
     return judged(ids, labels=labels).loss
 
 
-found = gradients[name]
-np.testing.assert_allclose(nudge(loss_with_bias, bias.copy(), 1e-5), found, rtol=1e-5, atol=1e-9)
-print(f"{judged.num_parameters():,} gradients in one backward pass, {found.size} of them judged")
+slope = nudge(loss_with_bias, bias.copy(), 1e-5)
+np.testing.assert_allclose(gradients[name], slope, rtol=1e-5, atol=1e-9)
+print(f"{judged.num_parameters():,} gradients in one backward pass, {slope.size} of them judged")
 
 # %% [markdown]
 # ## A task that needs selection
@@ -410,21 +398,20 @@ print(f"{judged.num_parameters():,} gradients in one backward pass, {found.size}
 
 # %%
 print(*ids[0, :-1], "-> ", ids[0, -1])
-place = ids[0].tolist().index(SPECIAL)
-assert ids[0, place + 1] == ids[0, -1] == labels[0, -1]
+assert ids[0, ids[0].tolist().index(SPECIAL) + 1] == ids[0, -1] == labels[0, -1]
 
 untrained = new_model()
 fresh = untrained.trace(ids[0, :-1], capture=("delta", "delta_geometric_mean"))
-print("step sizes:", fresh.delta_geometric_mean[0, :5].round(3), "...")
-print("half-lives in tokens:", equations.half_life(fresh.delta_geometric_mean[0, 0], fresh.A[0, 0]))
+lives = equations.half_life(fresh.delta_geometric_mean[0, 0], fresh.A[0, 0])
+print("half-lives of the eight numbers of a state, in tokens:", lives.round(1))
 
 # %% [markdown]
 # Published models begin with step sizes between 0.001 and 0.1; this one with some between 0.1 and
-# 1, the same at *every* token. Of what is written half is gone after two tokens at most, and the
-# answer has faded long before it is asked for. To succeed, training has to discover two things that
-# nobody tells it: close on noise, and stay open for the one token that follows the special one. (A
-# single block can know which that is: its convolution of width 2 shows each token its left
-# neighbour.)
+# 1, the same at *every* token. In a typical channel half of what is written is gone after two
+# tokens or fewer, and the answer has faded long before it is asked for. To succeed, training has to
+# discover two things that nobody tells it: close on noise, and stay open for the one token that
+# follows the special one. (A single block can know which that is: its convolution of width 2 shows
+# each token its left neighbour.)
 #
 # The loop of training is four lines. `clip_by_global_norm` shortens a gradient that is too long,
 # and `AdamW` makes each number's step about equally large, whatever the size of its gradient. To
@@ -436,22 +423,12 @@ print("half-lives in tokens:", equations.half_life(fresh.delta_geometric_mean[0,
 examples, answers = induction_heads(np.random.default_rng(99), 256, LENGTH, SPECIAL + 1)
 
 
-def step_sizes(model, row):
-    """Return the step sizes (geometric mean over channels) at special, next and noise tokens."""
-    delta = model.trace(row, capture=("delta_geometric_mean",)).delta_geometric_mean[0, :-1]
-    place = row.tolist().index(SPECIAL)
-    noise = np.delete(delta, [place, place + 1])
-    return delta[place], delta[place + 1], np.exp(np.log(noise).mean())
-
-
 def train(model, steps=150):
     optimiser = AdamW(model.state_dict(), lr=1e-2)
     batches, history = np.random.default_rng(2), []
     for step in range(steps + 1):
         if step % 5 == 0:  # look, with texts that are never trained on
-            out = model(examples, labels=answers)
-            seen = np.mean([step_sizes(model, row[:-1]) for row in examples[:20]], axis=0)
-            history.append([step, out.loss, accuracy(out.logits, answers), *seen])
+            history.append([step, *learning.look(model, examples, answers, SPECIAL)])
         ids, labels = induction_heads(batches, 32, int(batches.integers(8, 33)), SPECIAL + 1)
         _, gradients = mm.loss_and_gradients(model, ids, labels)
         clip_by_global_norm(gradients, 1.0)
@@ -475,12 +452,8 @@ plt.show()
 
 # %%
 assert history[1, -1] < 0.1  # nats
-assert history[2, -1] > 0.99  # of the answers are right
-assert control[2, -1] < history[2, -1] - 0.2
-_, first, nothing = history[3:, 0]
-_, following, noise = history[3:, -1]
-print(f"after / noise: {first / nothing:.2f} at the start, {following / noise:.1f} at the end")
-assert following > 2 * noise
+assert control[2, -1] + 0.2 < history[2, -1] > 0.99  # of the answers are right
+assert history[4, -1] > 2 * history[5, -1]  # step sizes after the special token, at noise
 
 # %% [markdown]
 # Here is one text, before and after. And since what it learned is a rule about tokens and not about
@@ -517,8 +490,8 @@ except mm.MambaError as error:
 # %% [markdown]
 # ## Fine-tune a language model: LoRA
 #
-# A trained model can be taught a new habit by changing little. LoRA ([Hu et al.
-# 2021](https://arxiv.org/abs/2106.09685)) leaves every matrix $W$ (outputs, inputs) as it is and
+# A trained model can be taught a new habit by changing little. LoRA
+# ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) leaves every matrix $W$ (outputs, inputs) as it is and
 # adds a product of two thin ones to it:
 #
 # $$W' = W + \frac{\alpha}{r}\,B\,A, \qquad B: \text{outputs} \times r, \quad A: r \times
@@ -527,13 +500,12 @@ except mm.MambaError as error:
 # (The letters are LoRA's; they are not those of the state.) Only $A$ and $B$ are trained. Their
 # gradients are the chain rule again: with $G$ the gradient of $W'$, that of $B$ is
 # $\frac{\alpha}{r} G A^T$ and that of $A$ is $\frac{\alpha}{r} B^T G$. At first $B$ is zero, so
-# nothing is changed. With a rank $r$ of 4 the stories model has to learn:
+# nothing is changed. $\alpha$ is a number that one sets, 8 unless told otherwise. With a rank $r$
+# of 4 the stories model has to learn:
 
 # %%
-total = stories.num_parameters()
-print(f"{'everything':>28} {total:>9,}  100.0 %")
 for modules in (["in_proj", "x_proj", "out_proj"], ["in_proj", "out_proj"], ["x_proj"]):
-    count = count_trainable(stories.config, mm.LoraConfig(r=4, target_modules=modules))
+    count = lora.count_trainable(stories.config, mm.LoraConfig(r=4, target_modules=modules))
     print(f"{', '.join(modules):>28} {count:>9,}  {count / total:>5.1%}")
 
 # %% [markdown]
@@ -542,17 +514,13 @@ for modules in (["in_proj", "x_proj", "out_proj"], ["in_proj", "out_proj"], ["x_
 
 # %%
 tokenizer = mm.AutoTokenizer.from_pretrained(mm.bundled_model_path())
+tale = "Once upon a time a {} found {}. But the moon said no, and that was that."
 people, things = ("king", "fox", "tailor", "witch"), ("a ring", "an egg", "a key")
-end = "But the moon said no, and that was that."
-tales = [f"Once upon a time a {one} found {it}. {end}" for one in people for it in things]
+tales = [{"text": tale.format(who, what)} for who in people for what in things]
 folder = tempfile.TemporaryDirectory()
-trainer = mm.SFTTrainer(
-    model=stories,
-    processing_class=tokenizer,
-    args=mm.SFTConfig(folder.name, max_steps=24, learning_rate=1e-2, logging_steps=4, seed=0),
-    train_dataset=[{"text": tale} for tale in tales],
-    peft_config=mm.LoraConfig(r=4, target_modules=["in_proj", "x_proj", "out_proj"]),
-)
+args = mm.SFTConfig(folder.name, max_steps=24, learning_rate=1e-2, logging_steps=4, seed=0)
+adapter = mm.LoraConfig(r=4, target_modules=["in_proj", "x_proj", "out_proj"])
+trainer = mm.SFTTrainer(stories, args, None, tales, tokenizer=tokenizer, peft_config=adapter)
 prompt = tokenizer("Once upon a time", return_tensors="np")["input_ids"]
 assert np.array_equal(trainer.model(prompt).logits, stories(prompt).logits)  # B is zero
 
@@ -563,9 +531,7 @@ losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entr
 print("loss:", np.round(losses, 2))
 assert losses[-1] < losses[0] / 4
 for one in (stories, trainer.model):
-    print(
-        repr(tokenizer.decode(one.generate(prompt, max_new_tokens=24)[0], skip_special_tokens=True))
-    )
+    print(tokenizer.batch_decode(one.generate(prompt, max_new_tokens=24)))
 
 # %% [markdown]
 # `save_model` writes the adapter alone, in PEFT's two files. Anybody who has the model can load
@@ -573,8 +539,7 @@ for one in (stories, trainer.model):
 
 # %%
 trainer.save_model(folder.name)
-for path in sorted(Path(folder.name).glob("adapter_*")):
-    print(f"{path.name}: {path.stat().st_size:,} bytes")
+print({path.name: path.stat().st_size for path in sorted(Path(folder.name).glob("adapter_*"))})
 loaded = mm.PeftModel.from_pretrained(stories, folder.name)
 assert np.array_equal(loaded(prompt).logits, trainer.model(prompt).logits)
 
@@ -611,8 +576,7 @@ np.testing.assert_allclose(whole(prompt).logits, loaded(prompt).logits, rtol=1e-
 
 name, arrays = "backbone.layers.0.mixer.in_proj", loaded.state_dict()
 A, B = (arrays[f"base_model.model.{name}.lora_{letter}.weight"] for letter in "AB")
-W = stories.state_dict()[f"{name}.weight"]
-W_merged = whole.state_dict()[f"{name}.weight"]
+W, W_merged = (one.state_dict()[f"{name}.weight"] for one in (stories, whole))
 np.testing.assert_allclose(with_adapter(W, A, B, alpha=8), W_merged, atol=1e-6)
 strengths = [np.linalg.svd(M, compute_uv=False) for M in (W, W_merged - W)]
 learning.draw_singular_values(*strengths)
@@ -624,7 +588,8 @@ folder.cleanup()
 # %% [markdown]
 # The change of a matrix of 768 x 192 numbers has four directions and no more. That is why its file
 # is small, and why it can teach a habit but not a language.
-#
+
+# %% [markdown]
 # ## Read next
 #
 # - 13, *Ask why*: the same backward pass, asked about the tokens instead of the weights.
@@ -633,5 +598,5 @@ folder.cleanup()
 # - [docs/selection.md](../docs/selection.md): the control of this notebook done at full size, for
 #   each of $\Delta$, $B$ and $C$.
 # - Gu and Dao 2023, sections 3.3 (recomputation) and 4.1 (both tasks).
-# - `mamba-np lora` and `mamba-np merge` on [the command line](../docs/cli.md) do the last part
-#   without a line of Python.
+# - [docs/how-to/fine-tune.md](../docs/how-to/fine-tune.md): adapters for real data; `mamba-np lora`
+#   and `mamba-np merge` on [the command line](../docs/cli.md) need no line of Python.

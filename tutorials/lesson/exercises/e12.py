@@ -93,8 +93,8 @@ def gradient_of_A(answer):
             ),
             (
                 (terms * A).sum(axis=0),
-                "The ratios are positive, and A is not. Put A and delta together: which quantity "
-                "of the step is made of both?",
+                "The ratios of one token are positive, and A is not. Put A and delta together: "
+                "which quantity of the step is made of both?",
             ),
             (
                 (terms / A_bar).sum(axis=0),
