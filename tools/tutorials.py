@@ -94,7 +94,7 @@ def read(script: Path) -> Lesson:
 
 def execute(lesson: Lesson) -> tuple[Any, float]:
     """Run a lesson in a kernel of its own; return the notebook with outputs, and the seconds."""
-    notebook = nbformat.from_dict(lesson.notebook)
+    notebook: Any = nbformat.from_dict(lesson.notebook)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     client = NotebookClient(
         notebook,

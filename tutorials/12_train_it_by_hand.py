@@ -491,8 +491,8 @@ except mm.MambaError as error:
 # ## Fine-tune a language model: LoRA
 #
 # A trained model can be taught a new habit by changing little. LoRA
-# ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) leaves every matrix $W$ (outputs, inputs) as it is and
-# adds a product of two thin ones to it:
+# ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)) leaves every matrix $W$ (outputs, inputs)
+# as it is and adds a product of two thin ones to it:
 #
 # $$W' = W + \frac{\alpha}{r}\,B\,A, \qquad B: \text{outputs} \times r, \quad A: r \times
 # \text{inputs}$$
