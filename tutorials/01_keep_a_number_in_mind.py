@@ -100,7 +100,7 @@ plt.show()
 # * *Zero-order hold* (ZOH): hold $x_t$ during the step and solve exactly, as with the bucket.
 # * *Mamba*: $\bar A$ from the zero-order hold, $\bar B$ from Euler.
 #
-# They are in the package, and short:
+# They are in the package, and short ("the paper" is Gu and Dao's of 2023, linked at the end):
 
 # %%
 show(eq.discretise_euler, eq.discretise_bilinear, eq.discretise_zoh, eq.discretise)
@@ -260,10 +260,12 @@ ax.set(xlabel="Δ |A|", ylabel="Mamba's B_bar / exact B_bar")
 plt.show()
 
 # %% [markdown]
-# The factor depends on $\Delta A$ alone and scales what enters. $B$ is made by the model from the
-# text, as you will see in notebook 03, so training finds the scale that it needs: the authors
-# left the rule simple because it made no difference to what the model learns. What training
-# cannot mend is $\bar A$, and that is the exact one. A trained model must keep the rule that it
+# The factor scales what enters, by little where steps are small, and depends on $\Delta A$ alone.
+# A model makes $\Delta$ and $B$ from the text with matrices that it learns, so it learns them
+# *with* the factor: what enters is only counted differently. The authors call it "a mix of ZOH
+# for A and Euler discretization for B"
+# ([mamba#114](https://github.com/state-spaces/mamba/issues/114)). What training could not mend is
+# an $\bar A$ outside of 0 to 1, and that one is exact. A trained model must keep the rule that it
 # was trained with; [the notation](../docs/notation.md) says how to load one with another rule
 # and see what happens.
 #
@@ -365,8 +367,10 @@ check("01c", shut_but_at_20)
 # ## Two numbers swing, sixteen remember better
 #
 # One real number can only fade. A weight on a spring swings, and needs two: where it is and how
-# fast it moves. Diagonalised, these two are one *complex* number that fades and turns, and the
-# same functions step it: $A = -0.1 + 2i$ is a spring that swings twice in about six seconds.
+# fast it moves. Their equation has a matrix for $A$, whose eigenvalues are a pair of complex
+# numbers; seen along its eigenvectors the two become one *complex* number that fades and turns,
+# and the same functions step it: $A = -0.1 + 2i$ is a spring that swings twice in about six
+# seconds.
 
 # %%
 A_spring, delta = -0.1 + 2j, 0.2
