@@ -1,9 +1,13 @@
 """The gates of tools/check.py hold and can fail; tools/accuracy.py prints what the docs say."""
 
 import importlib.util
+import io
 from pathlib import Path
 
 import pytest
+
+from mamba_np import AutoTokenizer, MambaForCausalLM, bundled_model_path, score_text
+from mamba_np.errors import NonFiniteError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -228,3 +232,24 @@ def test_accuracy_page_promises_roundings():
         for float64, float32, _ in table.values():
             assert float(float64) <= 1e-14
             assert float(float32) <= 1e-6
+
+
+# --- the table of discretisations -----------------------------------------------------------------
+
+
+def test_another_rule_predicts_otherwise_or_not_at_all(monkeypatch):
+    discretisation = load_tool("discretisation")
+    text = b"Once upon a time there was a king who had three daughters, and the youngest was " * 2
+    found = [
+        discretisation.bits_per_byte(bundled_model_path(), rule, text) for rule in ("mamba", "zoh")
+    ]
+    model = MambaForCausalLM.from_pretrained(bundled_model_path())
+    tokenizer = AutoTokenizer.from_pretrained(bundled_model_path())
+    assert found[0] == score_text(model, tokenizer, io.BytesIO(text)).bits_per_byte
+    assert 0 < abs(found[1] - found[0]) < 0.1
+
+    def infinite(*_):
+        raise NonFiniteError("logits: expected finite numbers, found nan")
+
+    monkeypatch.setattr(discretisation, "score_text", infinite)
+    assert discretisation.bits_per_byte(bundled_model_path(), "euler", text) is None
