@@ -313,7 +313,7 @@ class MambaForCausalLM(PretrainedModel, GenerationMixin, TracingMixin, Intervene
     forward = __call__
 
     def _writer(
-        self, cache: MambaCache, token: int, most: int, temperature: float, seed: int
+        self, cache: MambaCache, token: int, most: int, temperature: float = 0.0, seed: int = 0
     ) -> Any:
         """Return an iterator of the tokens after ``token``, at most so many.
 
