@@ -190,7 +190,7 @@ def test_what_a_model_lacks_is_named_and_no_figure_is_left(what):
 
 def test_missing_matplotlib_is_named(monkeypatch, trace):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(plot.MissingPackageError, match=r'pip install matplotlib') as caught:
+    with pytest.raises(plot.MissingPackageError, match=r"pip install matplotlib") as caught:
         plot.half_life(trace)
     assert isinstance(caught.value, ImportError)
 
