@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import FIXTURES
+from test_tools import load_tool
 
 import mamba_np
 from mamba_np import MambaForCausalLM, bundled_model_path
@@ -187,14 +188,12 @@ def test_sdist_holds_what_the_tests_need(archives):
     with tarfile.open(archives[0]) as sdist:
         held = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "tools/check.py"} <= held
+    own = {path.relative_to(ROOT).as_posix() for path in load_tool("check").files(ROOT, "*")}
     needed = {
-        path.relative_to(ROOT).as_posix()
-        for folder in ("mamba_np", "tests", "docs", "tutorials")
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts)
+        name for name in own if name.startswith(("mamba_np/", "tests/", "docs/", "tutorials/"))
     }
-    made = tuple(f"docs/{name}" for name in ("api", "auto_gallery", "project", "tutorials", "sg_"))
-    assert {name for name in needed - held if not name.startswith(made)} == set()
+    assert "tutorials/lesson/checking.py" in needed
+    assert {name for name in needed - held if "__pycache__" not in name} == set()
 
 
 def test_bundled_models_have_their_files_and_their_cards():

@@ -430,8 +430,9 @@ assert [round(float(eq.half_life(0.02, A))) for A in (-1, -16)] == [35, 2]
 # %% [markdown]
 # ## Read next
 #
-# * 02, *Run one model three ways*: when $\Delta$ is the same at each step the whole history is a
-#   convolution, which is what made S4 fast, and what Mamba gave up.
+# * [02 Run one model three ways](02_run_one_model_three_ways.ipynb): when $\Delta$ is the same at
+#   each step the whole history is a convolution, which is what made S4 fast, and what Mamba gave
+#   up.
 # * [The notation](../docs/notation.md): every symbol here, in the paper, in transformers and in
 #   checkpoints.
 # * The paper, [Gu and Dao 2023](https://arxiv.org/abs/2312.00752), sections 2 and 3.5.1 (the gate);

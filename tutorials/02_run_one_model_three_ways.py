@@ -460,9 +460,10 @@ plt.show()
 # %% [markdown]
 # ## Read next
 #
-# * 03, *Choose what to remember*: what a model with fixed $\Delta$, $B$ and $C$ cannot do, and what
-#   a step size that follows from the input changes.
-# * 04, *Scan in parallel*: how the loop is computed many steps at once when there is no kernel.
+# * [03 Choose what to remember](03_choose_what_to_remember.ipynb): what a model with fixed
+#   $\Delta$, $B$ and $C$ cannot do, and what a step size that follows from the input changes.
+# * [04 Scan in parallel](04_scan_in_parallel.ipynb): how the loop is computed many steps at once
+#   when there is no kernel.
 # * The paper, [Gu and Dao 2023](https://arxiv.org/abs/2312.00752), section 2, for equations 2 and
 #   3; [Gu, Goel and Ré 2021](https://arxiv.org/abs/2111.00396), sections 2.3 and 2.4, for both
 #   routes of S4. That low rank and a short state are one thing is worked out by [Dao and Gu

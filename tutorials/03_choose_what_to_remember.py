@@ -476,7 +476,8 @@ assert life.min() > 1e5
 # %% [markdown]
 # ## Read next
 #
-# * 04, *Scan in parallel*: how to compute all that quickly, without the kernel that was given up.
+# * [04 Scan in parallel](04_scan_in_parallel.ipynb): how to compute all that quickly, without the
+#   kernel that was given up.
 # * [What selection is for, measured](../docs/selection.md): the trained models above, and the
 #   commands that train them.
 # * The paper, [Gu and Dao 2023](https://arxiv.org/abs/2312.00752): section 3.1 for the two tasks,

@@ -449,8 +449,10 @@ assert page.stat().st_size < 1_000_000
 # %% [markdown]
 # ## Read next
 #
-# - **13 Ask why**: which token moved this prediction, in shares that add up to the logit.
-# - **09 Push the memory**: how far back can a state reach? To a million tokens.
+# - [13 Ask why](13_ask_why.ipynb): which token moved this prediction, in shares that add up to
+#   the logit.
+# - [09 Push the memory](09_push_the_memory.ipynb): how far back can a state reach? To a million
+#   tokens.
 # - [What the letters mean](../docs/notation.md), with the table "Looking inside", and the
 #   [gallery](../docs/gallery/README.rst): one script for each plot used here.
 # - `mamba_np/analysis/identities.py`: what must be true of each quantity, to be called on your own

@@ -470,7 +470,7 @@ plt.show()
 # %% [markdown]
 # ## Read next
 #
-# - Notebook 12, "Train it by hand": how step sizes of a billionth come about.
+# - [12 Train it by hand](12_train_it_by_hand.ipynb): how step sizes of a billionth come about.
 # - [The model's card](../mamba_np/models/induction_heads/README.md), and section 4.1.2 and table 2
 #   of [the paper](https://arxiv.org/abs/2312.00752): the task, and how other architectures do.
 # - `mamba_np/analysis/memory.py`: half-life, survival, and whose part is left in a state;

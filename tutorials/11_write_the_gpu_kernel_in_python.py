@@ -497,7 +497,8 @@ assert all(f"def {name}(" in gpu.package_source(module, name) for module, name i
 # %% [markdown]
 # ## Read next
 #
-# - 12 Train it by hand: the same scan, backwards, and what learns from it.
+# - [12 Train it by hand](12_train_it_by_hand.ipynb): the same scan, backwards, and what learns
+#   from it.
 # - [On an NVIDIA GPU](../docs/gpu.md): how to use the engine, and how it is tested without a GPU.
 # - [GPU kernels](../docs/gpu-kernels.md): registers and instructions of every kernel, on every
 #   GPU.

@@ -592,7 +592,8 @@ folder.cleanup()
 # %% [markdown]
 # ## Read next
 #
-# - 13, *Ask why*: the same backward pass, asked about the tokens instead of the weights.
+# - [13 Ask why](13_ask_why.ipynb): the same backward pass, asked about the tokens instead of the
+#   weights.
 # - `mamba_np/derivatives.py`, then `mamba_np/backward.py`: the whole way back.
 #   `mamba_np/kernels/scan_backward.py` is the same scan compiled.
 # - [docs/selection.md](../docs/selection.md): the control of this notebook done at full size, for

@@ -1,22 +1,23 @@
 """The pages of the reference: one for each public module, made of what its ``__all__`` names.
 
-Docstrings are prose in which shapes stand. Three things are done to them for the site: signatures
-are shown as they are written in the source (``NDArray``, not what Python makes of it), a comment
-behind a field becomes its description, and an indented paragraph becomes a block of code.
+How their docstrings and signatures are shown is in ``docstrings``.
 """
 
-import ast
 import inspect
 import re
-import sys
-import textwrap
 import types
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 import usage
-from sphinx.pycode import ModuleAnalyzer
+from docstrings import (
+    analysed,
+    constant_comment,
+    escaped,
+    readable_docstring,
+    written_signature,
+)
 from sphinx.util.nodes import make_refnode
 
 API = Path(__file__).resolve().parent.parent / "api"
@@ -86,7 +87,7 @@ def public_names(module: types.ModuleType) -> list[str]:
     if hasattr(module, "__all__"):
         own = [name for name in module.__all__ if name not in LEFT_OUT]
         return [name for name in own if not inspect.ismodule(getattr(module, name))]
-    documented = {name for scope, name in _analysed(module.__name__).attr_docs if not scope}
+    documented = {name for scope, name in analysed(module.__name__).attr_docs if not scope}
     return [
         name
         for name, value in vars(module).items()
@@ -158,7 +159,7 @@ def page_text(page: str, galleries: Path) -> str:
     """Return a page in reStructuredText."""
     module, title, about, names = pages()[page]
     where = f"``{module}``" if page in MODULES else "``mamba_np``"
-    parts = [f"{title}\n{'=' * len(title)}", f"*{where.strip('`')}*".replace("*", "``"), about]
+    parts = [f"{title}\n{'=' * len(title)}", where, about]
     parts += [f".. currentmodule:: {module}", names_table(module, names)]
     for name in names:
         parts.append(entry(module, name, galleries))
@@ -182,20 +183,6 @@ def first_sentence(name: str) -> str:
     text = inspect.getdoc(value) if inspect.isroutine(value) or inspect.isclass(value) else None
     paragraph = " ".join((text or constant_comment(name)).partition("\n\n")[0].split())
     return re.split(r"(?<=[^.]\.) (?=[A-Z`])", paragraph)[0]
-
-
-def constant_comment(name: str) -> str:
-    """Return the string below a constant, in whichever module of the package it is defined."""
-    module, _, short = name.rpartition(".")
-    value, places = usage.thing(name), [module]
-    places += [
-        m.__name__ for m in list(sys.modules.values()) if m.__name__.startswith(module + ".")
-    ]
-    for place in places:
-        found = _analysed(place).attr_docs.get(("", short))
-        if found and usage.thing(f"{place}.{short}") is value:
-            return "\n".join(found).strip()
-    return ""
 
 
 def index_text() -> str:
@@ -226,104 +213,7 @@ def write_pages(app) -> None:
             old.unlink()
 
 
-# --- signatures and docstrings -------------------------------------------------------------------
-
-
-def written_signature(app, what, name, obj, options, signature, returned):
-    """Sphinx asks for a signature: as it is written in the source, where that can be found."""
-    if signature is None:  # there is nothing to replace: exceptions, attributes
-        return None
-    if isinstance(obj, type):
-        if hasattr(obj, "__dataclass_fields__") or issubclass(obj, tuple):
-            spec = inspect.signature(obj)
-            bare = [p.replace(annotation=inspect.Parameter.empty) for p in spec.parameters.values()]
-            text = str(spec.replace(parameters=bare, return_annotation=spec.empty))
-            return re.sub(r"<factory>|<[^>]*>", "...", text), None
-        obj = obj.__init__
-    function = _function(inspect.unwrap(getattr(obj, "__func__", obj)))
-    if function is None:
-        return None
-    spec = function.args
-    for node in [function, *ast.walk(spec)]:  # 'Axes' in quotes: a name all the same
-        for field in ("annotation", "returns"):
-            quoted = getattr(node, field, None)
-            if isinstance(quoted, ast.Constant) and isinstance(quoted.value, str):
-                setattr(node, field, ast.parse(quoted.value, mode="eval").body)
-    positional = spec.posonlyargs or spec.args
-    if positional and positional[0].arg in ("self", "cls"):
-        positional.pop(0)
-    result = None if function.returns is None else ast.unparse(function.returns)
-    return f"({ast.unparse(spec)})", None if what in ("class", "exception") else result
-
-
-def _function(obj) -> ast.FunctionDef | None:
-    if not inspect.isfunction(obj):
-        return None
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(obj)))
-    except (OSError, SyntaxError):
-        return None
-    return tree.body[0] if isinstance(tree.body[0], ast.FunctionDef) else None
-
-
-def readable_docstring(app, what, name, obj, options, lines) -> None:
-    """Sphinx has read a docstring: mend what reStructuredText would not understand."""
-    text = "\n".join(lines).strip()
-    if what in ("attribute", "property", "data") and (not text or text.startswith("Alias for")):
-        lines[:] = [field_comment(name), ""]
-        return
-    if what == "data" and text == (inspect.getdoc(type(obj)) or "").strip():
-        lines[:] = constant_comment(name).splitlines()
-    lines[:] = [escaped(line) for line in with_code_blocks(lines)]
-
-
-def escaped(line: str) -> str:
-    """Return a line in which bars outside of ``code`` are bars: the docstrings' |A| and |alpha|."""
-    if line.startswith("    "):
-        return line
-    parts = line.split("``")
-    parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
-    return "``".join(parts)
-
-
-def with_code_blocks(lines: list[str]) -> list[str]:
-    """Return the lines with each indented paragraph made a block of code."""
-    found, before, inside = [], "", False
-    for line in lines:
-        indented = line.startswith("    ")
-        if indented and not inside and not before and found:
-            found += ["::", ""]
-            inside = True
-        elif line.strip() and not indented:
-            inside = False
-        found.append(line)
-        before = line.strip()
-    return found
-
-
-@cache
-def _analysed(module: str) -> ModuleAnalyzer:
-    analyser = ModuleAnalyzer.for_module(module)
-    analyser.analyze()
-    return analyser
-
-
-def field_comment(name: str) -> str:
-    """Return what a comment behind a field says, after its annotation: "``NDArray``: (B, L)"."""
-    owner, _, field = name.rpartition(".")
-    module, _, cls = owner.rpartition(".")
-    found = getattr(import_module(module), cls, None) if module else None
-    for base in getattr(found, "__mro__", ()):
-        if not base.__module__.startswith("mamba_np"):
-            continue
-        source = textwrap.dedent(inspect.getsource(base))
-        for node in ast.parse(source).body[0].body:
-            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == field:
-                line = source.splitlines()[node.lineno - 1 : node.end_lineno]
-                comment = re.search(r"#:?\s*(.*)$", "\n".join(line), re.MULTILINE)
-                kind = f"``{ast.unparse(node.annotation)}``"
-                return f"{kind}: {comment[1]}" if comment else kind
-    return ""
+# --- Sphinx ---------------------------------------------------------------------------------------
 
 
 def resolve_short_name(app, env, node, contnode):

@@ -67,10 +67,6 @@ def brought() -> dict[str, str]:
     found = {}
     for pattern, place in BROUGHT.items():
         for path in sorted(ROOT.glob(pattern)):
-            if path.suffix == ".ipynb" and not (
-                path.with_suffix(".py").exists() and path.stat().st_size
-            ):
-                continue  # no lesson, or one that was not run yet
             name = path.relative_to(ROOT).as_posix()
             found[name] = f"{place}{path.name}" if place.endswith("/") else place
     return found

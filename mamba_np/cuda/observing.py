@@ -41,6 +41,8 @@ class Observer:
         """Get ready for the next ``length`` tokens of a model on a device."""
         self.device, self.sizes = device, sizes
         self.record.begin(length)
+        for name, array in (("lengths", np.array([length])), ("channels", self.channels)):
+            device.upload(self._room(name, len(array)), array.astype(np.int32))
 
     def wants(self, i: int) -> bool:
         """Return whether anything of a block is wanted."""
@@ -75,9 +77,7 @@ class Observer:
             every, before = NEVER, 0
         delta, y = (self._room(name, L * c) for name in ("delta", "y"))
         states = self._room("states", max(1, kept * c * s.N4))
-        lengths, channels = self._room("lengths", 1), self._room("channels", c)
-        device.upload(lengths, np.array([L], np.int32))
-        device.upload(channels, self.channels.astype(np.int32))
+        lengths, channels = self._blocks["lengths"], self._blocks["channels"]
         device.launch(
             tracing_scan(s.N), (-(-c // THREADS), 1),
             seen.x, seen.raw, seen.selected, layer.A_per_octave, layer.dt_bias, lengths, seen.h,

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from . import scan, scan_chunks
-from .arena import CHANNELS
+from .arena import CHANNELS, padded
 from .device import Block, Device
 from .scan_lanes import lane_scan
 
@@ -54,7 +54,7 @@ class Scanner:
 
     def _carried(self, plan: scan.Plan, given: Inputs, h: int, size: Extent, gated: bool) -> int:
         """Return where the states lie that each chunk begins with; those at ``h`` move on."""
-        N4 = -(-size.N // 4) * 4
+        N4 = padded(size.N, 4)
         states, sums = scan_chunks.scratch(plan, size.texts, size.E_pad, N4)
         if self._scratch is None or self._scratch.nbytes < 4 * (states + sums):
             self._scratch = self.device.allocate(4 * (states + sums))

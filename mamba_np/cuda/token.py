@@ -53,7 +53,8 @@ class Token:
                 gate, h = (self._z, 0), self._places[i][1]
                 observer.mixing(i, layer, Seen(self._x, gate, self._selected, chunk.raw, h))
             self._step(i)
-            observer.mixed(i, self.residual)
+            if observer.wants(i):
+                observer.mixed(i, self.residual)
 
     def _start(self, x: NDArray | Embedded) -> None:
         if isinstance(x, Embedded):
